@@ -1,0 +1,130 @@
+"""Integer probability tables: the only distributions that the coder knows.
+
+Tables are made once, at export, shipped as integers and hashed with the weights. Floating point occurs in
+`normalise` and `gaussian_tables` alone, and neither runs while coding.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+PRECISION = 24
+TOTAL = 1 << PRECISION
+MAX_TABLES = 1024
+
+Ints = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """T tables; entry i of table t is the count, out of 2**24, of the value `lows[t] + i`.
+
+    With `escape`, the last entry of every table stands for all values that the table does not list.
+
+    lows: int32 [T], 1 <= T <= 1,024, the smallest value of each table.
+    counts: T int64 arrays, each of at least two entries >= 1 that sum to 2**24.
+    sizes: int64 [T], the number of entries of each table.
+
+    Arrays of any integer type are accepted and copied. Raises TypeError if they are not integers and
+    ValueError if they break a rule above or a table reaches beyond int32.
+    """
+
+    lows: Ints
+    counts: Sequence[Ints]
+    escape: bool
+    sizes: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        lows, counts = self.lows, self.counts
+        if any(array.dtype.kind not in "iu" for array in (lows, *counts)):
+            raise TypeError("tables must be integer arrays")
+        if lows.shape != (len(counts),) or not 1 <= len(counts) <= MAX_TABLES:
+            raise ValueError(
+                f"{len(counts)} tables for lows of shape {lows.shape}; at most {MAX_TABLES} allowed"
+            )
+        for t, (low, table) in enumerate(zip(lows.tolist(), counts, strict=True)):
+            if table.ndim != 1 or len(table) < 2:
+                raise ValueError(f"table {t}: at least two entries in one dimension expected")
+            # Bounding the entries first keeps the sum from wrapping.
+            if not (table.min() >= 1 and table.max() < TOTAL and table.sum() == TOTAL):
+                raise ValueError(f"table {t}: counts must be at least 1 and sum to {TOTAL}")
+            if low < -(2**31) or low + len(table) > 2**31:
+                raise ValueError(f"table {t}: values reach beyond int32")
+        frozen = tuple(table.astype(np.int64) for table in counts)
+        sizes = np.array([len(table) for table in frozen], np.int64)
+        object.__setattr__(self, "lows", lows.astype(np.int32))
+        object.__setattr__(self, "counts", frozen)
+        object.__setattr__(self, "sizes", sizes)
+        for array in (self.lows, self.sizes, *self.counts):
+            array.setflags(write=False)
+
+    def to_arrays(self) -> dict[str, Ints]:
+        """Arrays to store: lows int32 [T], sizes uint32 [T], counts uint32 [their sum], escape uint8 [1]."""
+        return {
+            "lows": self.lows.copy(),
+            "sizes": self.sizes.astype(np.uint32),
+            "counts": np.concatenate(self.counts).astype(np.uint32),
+            "escape": np.array([self.escape], np.uint8),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Ints]) -> "Tables":
+        """The inverse of `to_arrays`. Raises ValueError or TypeError if the arrays are no valid tables."""
+        missing = {"lows", "sizes", "counts", "escape"} - arrays.keys()
+        if missing:
+            raise ValueError(f"tables lack {sorted(missing)}")
+        sizes, escape = arrays["sizes"].tolist(), arrays["escape"].tolist()
+        if escape not in ([0], [1]):
+            raise ValueError(f"escape is {escape}, [0] or [1] expected")
+        if arrays["counts"].shape != (sum(sizes),) or min(sizes, default=0) < 2:
+            raise ValueError("sizes and counts of the tables disagree")
+        return cls(arrays["lows"], np.split(arrays["counts"], np.cumsum(sizes)[:-1]), bool(escape[0]))
+
+    def digest_bytes(self) -> bytes:
+        """Canonical bytes to hash: u8 escape, u32 T, i32 lows, u32 sizes, u32 counts; little-endian."""
+        head = bytes([self.escape]) + len(self.counts).to_bytes(4, "little")
+        parts = (self.lows.astype("<i4"), self.sizes.astype("<u4"), np.concatenate(self.counts).astype("<u4"))
+        return head + b"".join(part.tobytes() for part in parts)
+
+
+def normalise(weights: ArrayLike) -> NDArray[np.int64]:
+    """Counts >= 1 that sum to 2**24, in proportion to frequencies.
+
+    weights: n >= 2 finite, nonnegative numbers, not all zero. Every entry gets one count; the rest is shared
+    by largest remainder, ties to the lower index. Returns int64 [n]. Raises ValueError for other weights.
+    """
+    w = np.asarray(weights, np.float64)
+    if w.ndim != 1 or not 2 <= w.size < TOTAL:
+        raise ValueError(f"weights of shape {w.shape}; one dimension of 2 or more expected")
+    if not np.isfinite(w).all() or w.min() < 0 or w.max() == 0:
+        raise ValueError("weights must be finite, nonnegative and not all zero")
+    # 38-bit integers, so that the products below are exact in int64 and the result the same everywhere.
+    whole = np.rint(w / w.max() * 2**38).astype(np.int64)
+    quotient, remainder = np.divmod(whole * (TOTAL - w.size), whole.sum())
+    share: NDArray[np.int64] = quotient + 1
+    share[np.argsort(-remainder, kind="stable")[: TOTAL - share.sum()]] += 1
+    return share
+
+
+def gaussian_tables(sigmas: ArrayLike, means: ArrayLike = 0.0, *, escape: bool) -> Tables:
+    """Tables of rounded Gaussians, for export: each reaches five standard deviations from its mean.
+
+    sigmas: float > 0 [T]; means: float [T] or one for all. With `escape` the tails go to the escape entry,
+    without it they are cut off. Raises ValueError for other arguments. erf comes from the platform and may
+    differ in its last bit: store the tables, do not make them again.
+    """
+    lows, counts = [], []
+    sigmas, means = np.broadcast_arrays(np.asarray(sigmas, np.float64), np.asarray(means, np.float64))
+    if not (np.isfinite(means).all() and np.isfinite(sigmas).all() and (sigmas > 0).all()):
+        raise ValueError("means must be finite, sigmas finite and positive")
+    for sigma, mean in zip(sigmas.tolist(), means.tolist(), strict=True):
+        low, high = math.floor(mean - 5 * sigma), math.ceil(mean + 5 * sigma)
+        cdf = [(1 + math.erf((v - 0.5 - mean) / (sigma * math.sqrt(2)))) / 2 for v in range(low, high + 2)]
+        mass = np.diff(cdf)
+        counts.append(normalise(np.append(mass, max(0.0, 1 - mass.sum())) if escape else mass))
+        lows.append(low)
+    return Tables(np.array(lows, np.int64), counts, escape)

@@ -1,0 +1,282 @@
+"""The lossy variational autoencoder.
+
+                 g_a                         round                         g_s
+    x [3, H, W] -----> y [M, H/16, W/16] ------------> y_hat -----------------> x_hat [3, H, W]
+                          |                      ^ mean, scale of each y
+                      h_a |                      |
+                          v        round         | h_s, then four context steps
+                       z [C_z, H/64, W/64] ---> z_hat
+
+Latents are N(mean, scale^2) under the prior; the posterior is uniform, one quantiser step wide, so the negative ELBO
+is rate + lambda * distortion (Balle et al. 2018, arXiv:1802.01436). One network serves all qualities: gains before
+and after the quantiser (Cui et al. 2021, arXiv:2003.02012) and biases inside it depend on the quality.
+
+The latents are decoded in four steps. A step takes a quarter of the channels at each position, and which quarter
+changes with the parity of row and column, so each later step sees other channels here and the same channel next door
+(after Li et al. 2023, arXiv:2302.14402).
+
+h_s, the context networks and g_s are exact (see ``exact.py``); g_a and h_a only run in the encoder and stay float.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .exact import (
+    HIDDEN_MAX,
+    QUALITY_MAX,
+    STREAM_MAX,
+    STREAM_UNIT,
+    UNIT,
+    Conv,
+    interpolate,
+    requantise,
+    snap,
+)
+
+SCALES = 64
+SCALE_MIN, SCALE_MAX = 0.11, 256.0
+LAMBDA_MIN, LAMBDA_MAX = 0.001, 0.25
+STEPS = 4
+PIXEL_SCALE = 64
+"""Levels in one unit of the networks: it keeps first and last weights the size of the others."""
+MEAN_MAX = 2047.0
+CONTEXT_MAX = 511
+GAIN_BITS = 20
+"""Fraction bits of the decoder's integer gains."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Widths of the network; ``latent`` is M, the channels of y and of the streams at 1/16."""
+
+    width: int = 128  # channels at 1/8
+    latent: int = 320
+    inner: int = 192  # hidden channels of the residual blocks at 1/16
+    blocks: tuple[int, int] = (2, 3)  # residual blocks at 1/8 and at 1/16, in g_a and in g_s
+    hyper: int = 128  # hidden channels of h_a, h_s and the context networks
+    hyper_latent: int = 64  # channels of z
+    knots: int = 9  # stored points over the quality range
+
+
+def lagrangian(quality: Tensor) -> Tensor:
+    """lambda of a quality (hundredths): log-linear; weighs mean squared error on the 0..1 scale times 255^2."""
+    return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality.double() / QUALITY_MAX).float()
+
+
+def scale_of(index: Tensor) -> Tensor:
+    """Standard deviation for a (possibly fractional) table index 0..63."""
+    return SCALE_MIN * torch.exp(index * (math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)))
+
+
+def gaussian_bits(value: Tensor, scale: Tensor) -> Tensor:
+    """Bits of the unit interval around ``value`` under N(0, scale^2): the density convolved with the uniform posterior
+    (Balle et al. 2018, eq. 9)."""
+    value = value.abs()
+    upper, lower = torch.special.ndtr((0.5 - value) / scale), torch.special.ndtr((-0.5 - value) / scale)
+    return -torch.log2((upper - lower).clamp(min=1e-9))
+
+
+def step_masks(channels: int, height: int, width: int, device: torch.device | str) -> list[Tensor]:
+    """Four bool [M, H, W]: which latents each context step decodes. Together they cover each latent once."""
+    group = (torch.arange(channels, device=device) * STEPS // channels)[:, None, None]
+    row = torch.arange(height, device=device)[None, :, None] % 2
+    column = torch.arange(width, device=device)[None, None, :] % 2
+    difference = group ^ (2 * row + column)
+    # diagonal neighbours first: then the last two steps see all four direct neighbours of the same channel
+    return [difference == d for d in (0, 3, 1, 2)]
+
+
+class Block(nn.Module):
+    """x + 1x1(relu(3x3(x))); the hidden layer's bias depends on the quality."""
+
+    def __init__(self, channels: int, inner: int, knots: int) -> None:
+        super().__init__()
+        self.conv_3 = Conv(channels, inner, 3, knots=knots)
+        self.conv_1 = Conv(inner, channels, out_unit=STREAM_UNIT, zero=True)
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        exact = self.conv_3.exact
+        hidden = requantise(x, UNIT, -HIDDEN_MAX * UNIT, HIDDEN_MAX * UNIT, True) if exact else x
+        hidden = requantise(self.conv_3(hidden, quality), UNIT, 0, HIDDEN_MAX * UNIT, exact)
+        return stream(x + self.conv_1(hidden), exact)
+
+
+def stream(x: Tensor, exact: bool) -> Tensor:
+    return requantise(x, STREAM_UNIT, -STREAM_MAX * STREAM_UNIT, STREAM_MAX * STREAM_UNIT, exact)
+
+
+def hidden(conv: Conv, x: Tensor, quality: Tensor | None = None) -> Tensor:
+    return requantise(conv(x, quality), UNIT, 0, HIDDEN_MAX * UNIT, conv.exact)
+
+
+class Analysis(nn.Module):
+    """g_a: x [B, 3, H, W] in 0..255 to y [B, M, H/16, W/16] (H, W multiples of 16)."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.stem = Conv(192, c.width, wide=True)
+        self.fine = nn.ModuleList(Block(c.width, c.width, c.knots) for _ in range(c.blocks[0]))
+        self.down = Conv(4 * c.width, c.latent, wide=True)
+        self.coarse = nn.ModuleList(Block(c.latent, c.inner, c.knots) for _ in range(c.blocks[1]))
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        h = stream(self.stem(F.pixel_unshuffle((x - 128) / PIXEL_SCALE, 8)), False)
+        for block in self.fine:
+            h = block(h, quality)
+        h = stream(self.down(F.pixel_unshuffle(h, 2)), False)
+        for block in self.coarse:
+            h = block(h, quality)
+        return h
+
+
+class Synthesis(nn.Module):
+    """g_s: scaled y_hat [B, M, H/16, W/16] to x_hat [B, 3, H, W] in 0..255, not rounded."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        wide = {"in_unit": STREAM_UNIT, "in_max": STREAM_MAX, "wide": True}
+        self.coarse = nn.ModuleList(Block(c.latent, c.inner, c.knots) for _ in range(c.blocks[1]))
+        self.up = Conv(c.latent, 4 * c.width, out_unit=STREAM_UNIT, **wide)
+        self.fine = nn.ModuleList(Block(c.width, c.width, c.knots) for _ in range(c.blocks[0]))
+        self.head = Conv(c.width, 192, out_unit=1 / PIXEL_SCALE, **wide)
+
+    def forward(self, h: Tensor, quality: Tensor) -> Tensor:
+        for block in self.coarse:
+            h = block(h, quality)
+        h = F.pixel_shuffle(stream(self.up(h), self.up.exact), 2)
+        for block in self.fine:
+            h = block(h, quality)
+        return F.pixel_shuffle(self.head(h), 8) * PIXEL_SCALE + 128
+
+
+class HyperAnalysis(nn.Module):
+    """h_a: y / step [B, M, h, w] (multiples of 4) to z [B, C_z, h/4, w/4]."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.conv_a = Conv(c.latent, c.hyper, 3, knots=c.knots)
+        self.conv_b = Conv(4 * c.hyper, c.hyper)
+        self.conv_c = Conv(c.hyper, c.hyper, 3)
+        self.conv_d = Conv(4 * c.hyper, c.hyper_latent, wide=True)
+
+    def forward(self, y: Tensor, quality: Tensor) -> Tensor:
+        h = F.relu(self.conv_a(torch.asinh(y), quality))
+        h = F.relu(self.conv_b(F.pixel_unshuffle(h, 2)))
+        h = F.relu(self.conv_c(h))
+        return self.conv_d(F.pixel_unshuffle(h, 2))
+
+
+class HyperSynthesis(nn.Module):
+    """h_s: z_hat [B, C_z, h, w] to features [B, hyper, 4h, 4w]."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.conv_a = Conv(c.hyper_latent, c.hyper, 3, knots=c.knots, in_max=CONTEXT_MAX)
+        self.conv_b = Conv(c.hyper, 4 * c.hyper)
+        self.conv_c = Conv(c.hyper, c.hyper, 3)
+        self.conv_d = Conv(c.hyper, 4 * c.hyper)
+
+    def forward(self, z: Tensor, quality: Tensor) -> Tensor:
+        limit = CONTEXT_MAX * UNIT
+        h = hidden(self.conv_a, requantise(z, UNIT, -limit, limit, self.conv_a.exact), quality)
+        h = hidden(self.conv_c, F.pixel_shuffle(hidden(self.conv_b, h), 2))
+        return F.pixel_shuffle(hidden(self.conv_d, h), 2)
+
+
+class Context(nn.Module):
+    """One context step: features and the latents decoded so far to mean and table index of every latent."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        limits = [HIDDEN_MAX] * c.hyper + [CONTEXT_MAX] * c.latent
+        self.conv_a = Conv(c.hyper + c.latent, c.hyper, in_max=limits, knots=c.knots)
+        self.conv_b = Conv(c.hyper, c.hyper, 3)
+        self.conv_c = Conv(c.hyper, 2 * c.latent, wide=True)
+        with torch.no_grad():
+            self.conv_c.weight.mul_(0.1)
+            self.conv_c.bias[:, c.latent :] = 1.1  # a scale of about 1
+
+    def forward(self, features: Tensor, y_hat: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        exact, limit = self.conv_a.exact, CONTEXT_MAX * UNIT
+        seen = requantise(y_hat * 0.25, UNIT, -limit, limit, exact)
+        h = hidden(self.conv_a, torch.cat([features, seen.to(features.dtype)], 1), quality)
+        h = hidden(self.conv_b, h)
+        mean, index = self.conv_c(h).float().chunk(2, 1)
+        return (
+            requantise(mean, UNIT, -MEAN_MAX, MEAN_MAX, exact),
+            requantise(keep_in(index / UNIT, 0, SCALES - 1), 1.0, 0, SCALES - 1, exact),
+        )
+
+
+def keep_in(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp whose gradient still pulls values from outside back in."""
+    clamped = x.clamp(low, high)
+    return clamped + 0.01 * (x - clamped) - 0.01 * (x - clamped).detach() if x.requires_grad else clamped
+
+
+class LossyModel(nn.Module):
+    """All networks of the lossy codec; ``exact(True)`` rounds those that the decoder runs."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = c = config
+        self.g_a, self.h_a = Analysis(c), HyperAnalysis(c)
+        self.h_s, self.g_s = HyperSynthesis(c), Synthesis(c)
+        self.context = nn.ModuleList(Context(c) for _ in range(STEPS))
+        self.log_gain = nn.Parameter(torch.zeros(c.knots, c.latent))  # g_a's output -> units of the quantiser
+        self.log_inverse = nn.Parameter(torch.zeros(c.knots, c.latent))  # and back, for g_s
+        self.z_mean = nn.Parameter(torch.zeros(c.knots, c.hyper_latent))
+        self.z_index = nn.Parameter(torch.full((c.knots, c.hyper_latent), 25.0))
+
+    def decoder_convs(self) -> dict[str, Conv]:
+        """The exact layers by name, in a fixed order."""
+        return {
+            name: m
+            for part in ("h_s", "context", "g_s")
+            for name, m in getattr(self, part).named_modules(prefix=part)
+            if isinstance(m, Conv)
+        }
+
+    def exact(self, on: bool) -> None:
+        for conv in self.decoder_convs().values():
+            conv.exact = on
+
+    def forward(self, x: Tensor, quality: Tensor, hard: bool = False) -> dict[str, Tensor]:
+        """Training pass. x float [B, 3, H, W] in 0..255, H and W multiples of 64; quality int64 [B].
+
+        Gives bits_y, bits_z [B] and x_hat [B, 3, H, W]. ``hard`` counts the bits of the rounded latents, otherwise of
+        latents with uniform noise.
+        """
+        exact = self.g_s.head.exact
+        y = self.g_a(x, quality).float()
+        with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not exact):
+            y = y * per_channel(interpolate(self.log_gain.exp(), quality))
+            z = self.h_a(y, quality).float()
+            z_mean = per_channel(interpolate(snap(self.z_mean, UNIT), quality))
+            z_index = per_channel(interpolate(self.z_index, quality)).clamp(0, SCALES - 1)
+            z_hat = snap(z - z_mean, 1.0) + z_mean
+            bits_z = gaussian_bits(z_hat - z_mean if hard else z - z_mean + noise(z), scale_of(z_index))
+            features = self.h_s(z_hat, quality)
+            y_hat, means, indexes = torch.zeros_like(y), torch.zeros_like(y), torch.zeros_like(y)
+            for mask, context in zip(step_masks(*y.shape[1:], x.device), self.context, strict=True):
+                mean, index = context(features, y_hat, quality)
+                means, indexes = torch.where(mask, mean, means), torch.where(mask, index, indexes)
+                y_hat = torch.where(mask, snap(y - mean, 1.0) + mean, y_hat)
+            bits_y = gaussian_bits(y_hat - means if hard else y - means + noise(y), scale_of(indexes))
+            inverse = per_channel(interpolate(self.log_inverse.exp(), quality))
+            x_hat = self.g_s(stream(y_hat * inverse, exact), quality)
+        return {"bits_y": bits_y.sum((1, 2, 3)), "bits_z": bits_z.sum((1, 2, 3)), "x_hat": x_hat.float()}
+
+
+def per_channel(x: Tensor) -> Tensor:
+    return x[:, :, None, None]
+
+
+def noise(x: Tensor) -> Tensor:
+    return torch.rand_like(x) - 0.5

@@ -1,0 +1,335 @@
+"""`vaecodec train`: rate-distortion training under a time budget, on a CPU, a GPU, or several under torchrun.
+
+The learning rate warms up, stays, and decays over the last part of the time; the checkpoint from before the decay is
+kept, because that is the one to go on from. Rate and distortion are those of Balle et al. 2018 (arXiv:1802.01436),
+bits per pixel + lambda * 255^2 * MSE, with a quality drawn for each sample.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import os
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from .exact import QUALITY_MAX
+from .model import LAMBDA_MAX, LAMBDA_MIN, PIXEL_SCALE, Config, LossyModel, lagrangian
+
+SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm"}
+VALIDATION_QUALITIES = (0, 2500, 5000, 7500, 10000)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The [train] table of a configuration; ``decay`` and ``exact`` are parts of the time, at its end."""
+
+    batch: int = 16
+    crop: int = 128
+    lr: float = 1e-3
+    warmup: int = 300
+    decay: float = 0.3
+    exact: float = 0.2
+    loss_power: float = 0.4
+    ema: float = 0.999
+    muon: bool = True
+
+
+def read_config(path: Path) -> tuple[Config, TrainConfig]:
+    table = tomllib.loads(path.read_text())
+    model = table.get("model", {})
+    if "blocks" in model:
+        model["blocks"] = tuple(model["blocks"])
+    return Config(**model), TrainConfig(**table.get("train", {}))
+
+
+def load_images(folder: Path) -> list[Tensor]:
+    """All pictures below ``folder`` as uint8 [3, H, W]. Raises ValueError if there are none."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"no pictures in {folder}")
+    images = []
+    for file in files:
+        with Image.open(file) as picture:
+            images.append(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous())
+    return images
+
+
+class Crops:
+    """Random square crops, flipped and transposed, cut where the pictures lie (on the GPU, if there is one)."""
+
+    def __init__(self, images: list[Tensor], crop: int, device: torch.device, seed: int) -> None:
+        self.images = [i.to(device) for i in images if min(i.shape[1:]) >= crop]
+        if not self.images:
+            raise ValueError(f"no picture has {crop} pixels on both sides")
+        self.crop = crop
+        self.areas = torch.tensor([float(i.shape[1] * i.shape[2]) for i in self.images])
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=self.generator))
+
+    def batch(self, size: int) -> Tensor:
+        """float32 [size, 3, crop, crop] in 0..255."""
+        chosen = torch.multinomial(self.areas, size, replacement=True, generator=self.generator)
+        crops = []
+        for index in chosen.tolist():
+            image = self.images[index]
+            top, left = self.draw(0, image.shape[1] - self.crop + 1), self.draw(0, image.shape[2] - self.crop + 1)
+            part = image[:, top : top + self.crop, left : left + self.crop]
+            turn = self.draw(0, 8)
+            part = part.flip(1) if turn & 1 else part
+            part = part.flip(2) if turn & 2 else part
+            crops.append(part.transpose(1, 2) if turn & 4 else part)
+        return torch.stack(crops).float()
+
+    def qualities(self, size: int) -> Tensor:
+        """int64 [size]: one quality from each of ``size`` equal parts of the range, in random order."""
+        spread = torch.randperm(size, generator=self.generator) + torch.rand(size, generator=self.generator)
+        return (spread / size * QUALITY_MAX).round().long()
+
+
+def start_from_pca(model: LossyModel, images: list[Tensor]) -> None:
+    """Make the untrained model the linear codec it generalises: a two-level Karhunen-Loeve transform.
+
+    The residual blocks start at zero, so g_a is then its first two 1x1 layers and g_s the transposes: principal
+    components of 8x8x3 pixels, then of 2x2 of those. Streams carry each component divided by the square root of its
+    standard deviation: half-way to whitening, so that no channel drowns in its grid or leaves its range.
+    """
+    c = model.config
+    generator = torch.Generator().manual_seed(1)
+    pixels = []
+    for image in images:
+        top = int(torch.randint(0, image.shape[1] - 127, (), generator=generator))
+        left = int(torch.randint(0, image.shape[2] - 127, (), generator=generator))
+        pixels.append(image[:, top : top + 128, left : left + 128].double() - 128)
+    x = torch.stack(pixels) / PIXEL_SCALE
+
+    def components(features: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        rows = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+        values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+        values, vectors = values.flip(0)[:keep].clamp(min=1e-6), vectors.flip(1)[:, :keep].T
+        deviation = values.sqrt()
+        return vectors, deviation.sqrt() * deviation.mean().sqrt()
+
+    unshuffled = F.pixel_unshuffle(x, 8)
+    first, scale_1 = components(unshuffled, c.width)
+    fine = torch.einsum("oc,bchw->bohw", first, unshuffled)
+    second, scale_2 = components(F.pixel_unshuffle(fine, 2), c.latent)
+    spread = scale_1.repeat_interleave(4)
+    with torch.no_grad():
+        model.g_a.stem.weight.copy_(first / scale_1[:, None])
+        model.g_a.down.weight.copy_(second * spread / scale_2[:, None])
+        model.g_s.up.weight.copy_((second / spread).T * scale_2)
+        model.g_s.head.weight.copy_(first.T * scale_1)
+        # Quantiser step at high rate: minimise -3 log2(step) + lambda * step^2 / 12 over the step.
+        weight = LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** torch.linspace(0, 1, c.knots)
+        step = (18 / (math.log(2) * weight)).sqrt() / PIXEL_SCALE
+        gain = scale_2[None, :] / step[:, None]
+        model.log_gain.copy_(gain.log())
+        model.log_inverse.copy_(-gain.log())
+
+
+def optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices of the convolutions, Adam for the rest."""
+    matrices = [p for n, p in model.named_parameters() if n.endswith("weight")]
+    others = [p for n, p in model.named_parameters() if not n.endswith("weight")]
+    if not config.muon:
+        return [torch.optim.Adam([*matrices, *others], lr=config.lr)]
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.Adam(others, lr=config.lr)]
+
+
+def rate_distortion_loss(model: nn.Module, x: Tensor, quality: Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean over the batch of (bpp + lambda * 255^2 * MSE) / lambda^power; and bpp, MSE on 0..255 of each sample."""
+    out = model(x, quality)
+    bpp = (out["bits_y"] + out["bits_z"]) / (x.shape[2] * x.shape[3])
+    mse = (out["x_hat"] - x).square().mean((1, 2, 3))
+    weight = lagrangian(quality)
+    return ((bpp + weight * mse) / weight**power).mean(), bpp.detach(), mse.detach()
+
+
+@torch.no_grad()
+def validate(model: LossyModel, images: list[Tensor], device: torch.device) -> list[tuple[int, float, float]]:
+    """(quality, mean bpp, mean PSNR) of rounded latents on centre crops of at most 512 x 512."""
+    rows = []
+    for quality in VALIDATION_QUALITIES:
+        bits, psnr = [], []
+        for image in images:
+            _, height, width = image.shape
+            h, w = min(height // 64 * 64, 512), min(width // 64 * 64, 512)
+            top, left = (height - h) // 2, (width - w) // 2
+            x = image[None, :, top : top + h, left : left + w].to(device).float()
+            out = model(x, torch.tensor([quality], device=device), hard=True)
+            mse = (out["x_hat"].clamp(0, 255).round() - x).square().mean()
+            bits.append(float(out["bits_y"] + out["bits_z"]) / (h * w))
+            psnr.append(10 * math.log10(255**2 / float(mse)))
+        rows.append((quality, sum(bits) / len(bits), sum(psnr) / len(psnr)))
+    return rows
+
+
+def train(
+    config_path: Path,
+    data: Path,
+    minutes: float,
+    out: Path,
+    *,
+    val: Path | None = None,
+    resume: Path | None = None,
+    device_name: str = "auto",
+    seed: int = 0,
+) -> None:
+    """Train for ``minutes`` and write to ``out``: last.pt, stable.pt (before the decay), curve.csv.
+
+    ``resume`` goes on from a checkpoint: exactly, with its own clock, if it was written into ``out`` by the same run;
+    otherwise its weights start a new run.
+    """
+    model_config, config = read_config(config_path)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if device_name == "auto":
+        device_name = "cuda" if torch.cuda.is_available() else "cpu"
+    if device_name == "cuda" and world > 1:
+        device_name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = torch.device(device_name)
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.manual_seed(seed + rank)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+    images = load_images(data)
+    crops = Crops(images, config.crop, device, seed + rank)
+    model = LossyModel(model_config)
+    start_from_pca(model, images)
+    model = model.to(device, memory_format=torch.channels_last)
+    average = copy.deepcopy(model)
+    run: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    optims = optimisers(model, config)
+    step, spent = 0, 0.0
+    if resume is not None:
+        state = torch.load(resume, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        if resume.parent.resolve() == out.resolve():
+            step, spent = state["step"], state["spent"]
+            for optim, saved in zip(optims, state["optims"], strict=True):
+                optim.load_state_dict(saved)
+            if world == 1:
+                crops.generator.set_state(state["generator"].cpu())
+                torch.set_rng_state(state["torch"].cpu())
+
+    out.mkdir(parents=True, exist_ok=True)
+    val_images = load_images(val) if val is not None and rank == 0 else []
+
+    def checkpoint(name: str) -> None:
+        state = {
+            "model": model.state_dict(),
+            "average": average.state_dict(),
+            "optims": [o.state_dict() for o in optims],
+            "generator": crops.generator.get_state(),
+            "torch": torch.get_rng_state(),
+            "config": asdict(model_config),
+            "step": step,
+            "spent": spent,
+        }
+        torch.save(state, out / (name + ".tmp"))
+        (out / (name + ".tmp")).replace(out / name)
+
+    def log(row: dict[str, float]) -> None:
+        path = out / "curve.csv"
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow({k: f"{v:.6g}" for k, v in row.items()})
+
+    budget = minutes * 60
+    last_save = last_log = spent
+    kept_stable = spent > (1 - config.decay) * budget
+    losses: list[float] = []
+    for progress, clock in clocked(budget, spent, device, world):
+        spent = clock
+        exact = progress >= 1 - config.exact
+        if exact != model.g_s.head.exact:
+            model.exact(exact)
+            average.exact(exact)
+        if progress >= 1 - config.decay and not kept_stable:
+            kept_stable = True
+            if rank == 0:
+                checkpoint("stable.pt")
+        warm = min(1.0, (step + 1) / config.warmup)
+        rate = config.lr * warm * min(1.0, (1 - progress) / config.decay)
+        for optim in optims:
+            for group in optim.param_groups:
+                group["lr"] = rate
+
+        x = crops.batch(config.batch).to(device).contiguous(memory_format=torch.channels_last)
+        quality = crops.qualities(config.batch).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss, bpp, mse = rate_distortion_loss(run, x, quality, config.loss_power)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optim in optims:
+            optim.step()
+            optim.zero_grad(set_to_none=True)
+        keep = min(config.ema, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+        step += 1
+
+        if step % 50 == 0:
+            losses.append(float(loss))
+        if rank == 0 and step % 200 == 0:
+            print(f"{spent / 60:7.2f} min  step {step}  loss {np.mean(losses[-4:]):.4f}", flush=True)
+        if rank == 0 and spent - last_save > 180:
+            checkpoint("last.pt")
+            last_save = spent
+        if rank == 0 and val_images and spent - last_log > max(120.0, budget / 20):
+            log(validation_row(average, val_images, device, step, spent, losses))
+            last_log = spent
+    if rank == 0:
+        spent = budget
+        checkpoint("last.pt")
+        if val_images:
+            log(validation_row(average, val_images, device, step, spent, losses))
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def validation_row(
+    model: LossyModel, images: list[Tensor], device: torch.device, step: int, spent: float, losses: list[float]
+) -> dict[str, float]:
+    row = {"step": float(step), "minutes": spent / 60, "loss": float(np.mean(losses[-20:])) if losses else math.nan}
+    for quality, bpp, psnr in validate(model, images, device):
+        row |= {f"bpp_{quality // 100}": bpp, f"psnr_{quality // 100}": psnr}
+    return row
+
+
+def clocked(budget: float, spent: float, device: torch.device, world: int) -> Iterator[tuple[float, float]]:
+    """(part of the budget used, seconds used) until it is used up; the same on all ranks."""
+    last = time.monotonic()
+    while True:
+        now = time.monotonic()
+        # A machine that slept, or a validation pass, must not eat the schedule in one bite.
+        spent += min(now - last, 60.0)
+        last = now
+        if world > 1:
+            shared = torch.tensor([spent], dtype=torch.float64, device=device)
+            dist.broadcast(shared, 0)
+            spent = float(shared)
+        if spent >= budget:
+            return
+        yield spent / budget, spent
