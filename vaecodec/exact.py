@@ -125,6 +125,8 @@ class Conv(nn.Module):
         bias = torch.floor(self.bias.detach().double() / self.out_unit + 0.5)
         unit = scale * self.out_unit / self.in_unit  # one out_unit, counted in steps of the sum
         reach = (weight.abs() * self.in_max).sum(1) + (bias.abs().amax(0) + 0.5) * unit
+        if float(unit.min()) < 1:
+            raise ValueError("biases are finer than the grid of the sums")
         if float(reach.max()) >= ACCUMULATOR_LIMIT or float(weight.abs().max()) > WEIGHT_LIMIT:
             raise ValueError(f"a sum may reach {float(reach.max()):.0f}, the limit is {ACCUMULATOR_LIMIT}")
         return weight.to(torch.int16), bias.to(torch.int32), shift.to(torch.int8)
@@ -132,6 +134,8 @@ class Conv(nn.Module):
     def freeze(self, weight: Tensor, bias: Tensor, shift: Tensor) -> None:
         """Take exported integers (see ``integers``) as parameters, to be used as they stand."""
         scale = torch.exp2(shift.double())
+        if weight.shape != self.weight.shape or bias.shape != self.bias.shape:
+            raise ValueError("exported integers do not fit the layer")
         self.weight = nn.Parameter((weight.double() / scale[:, None]).float(), requires_grad=False)
         self.bias = nn.Parameter((bias.double() * self.out_unit).float(), requires_grad=False)
         self.exact = self.frozen = True
@@ -140,8 +144,7 @@ class Conv(nn.Module):
         """x [B, in, H, W]; quality int64 [B], needed where ``knots`` > 1. Gives [B, out, H, W], not yet rounded."""
         weight, bias = (self.weight, self.bias) if self.frozen or not self.exact else self.rounded()
         kernel, pad = weight.view(self.shape), self.shape[2] // 2
-        if self.wide:
-            x = x.float()
+        x = x.to(self.weight.dtype) if self.wide else x
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not self.wide):
             out = F.conv2d(x, kernel, padding=pad)
         if len(bias) > 1:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,7 @@ LAMBDA_MIN, LAMBDA_MAX = 0.001, 0.25
 STEPS = 4
 PIXEL_SCALE = 64
 """Levels in one unit of the networks: it keeps first and last weights the size of the others."""
+PIXEL_UNIT = 1 / 16 / PIXEL_SCALE
 MEAN_MAX = 2047.0
 CONTEXT_MAX = 511
 GAIN_BITS = 20
@@ -104,7 +106,8 @@ class Block(nn.Module):
         exact = self.conv_3.exact
         hidden = requantise(x, UNIT, -HIDDEN_MAX * UNIT, HIDDEN_MAX * UNIT, True) if exact else x
         hidden = requantise(self.conv_3(hidden, quality), UNIT, 0, HIDDEN_MAX * UNIT, exact)
-        return stream(x + self.conv_1(hidden), exact)
+        # Rounded before it is added: the sum with x would need more bits than float32 has.
+        return stream(x + stream(self.conv_1(hidden), exact), False)
 
 
 def stream(x: Tensor, exact: bool) -> Tensor:
@@ -144,7 +147,7 @@ class Synthesis(nn.Module):
         self.coarse = nn.ModuleList(Block(c.latent, c.inner, c.knots) for _ in range(c.blocks[1]))
         self.up = Conv(c.latent, 4 * c.width, out_unit=STREAM_UNIT, **wide)
         self.fine = nn.ModuleList(Block(c.width, c.width, c.knots) for _ in range(c.blocks[0]))
-        self.head = Conv(c.width, 192, out_unit=1 / PIXEL_SCALE, **wide)
+        self.head = Conv(c.width, 192, out_unit=PIXEL_UNIT, **wide)
 
     def forward(self, h: Tensor, quality: Tensor) -> Tensor:
         for block in self.coarse:
@@ -152,7 +155,9 @@ class Synthesis(nn.Module):
         h = F.pixel_shuffle(stream(self.up(h), self.up.exact), 2)
         for block in self.fine:
             h = block(h, quality)
-        return F.pixel_shuffle(self.head(h), 8) * PIXEL_SCALE + 128
+        x = self.head(h)
+        x = snap(x, PIXEL_UNIT) if self.head.exact else x
+        return F.pixel_shuffle(x, 8) * PIXEL_SCALE + 128
 
 
 class HyperAnalysis(nn.Module):
@@ -220,6 +225,16 @@ def keep_in(x: Tensor, low: float, high: float) -> Tensor:
     return clamped + 0.01 * (x - clamped) - 0.01 * (x - clamped).detach() if x.requires_grad else clamped
 
 
+class Pass(NamedTuple):
+    """What a training pass gives: bits [B] of each picture, x_hat [B, 3, H, W] in 0..255, and for each latent
+    [B, M, h, w] the rounded y - mean and the index of its scale."""
+
+    bits: Tensor
+    x_hat: Tensor
+    residual: Tensor
+    index: Tensor
+
+
 class LossyModel(nn.Module):
     """All networks of the lossy codec; ``exact(True)`` rounds those that the decoder runs."""
 
@@ -247,11 +262,10 @@ class LossyModel(nn.Module):
         for conv in self.decoder_convs().values():
             conv.exact = on
 
-    def forward(self, x: Tensor, quality: Tensor, hard: bool = False) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, quality: Tensor, hard: bool = False) -> Pass:
         """Training pass. x float [B, 3, H, W] in 0..255, H and W multiples of 64; quality int64 [B].
 
-        Gives bits_y, bits_z [B] and x_hat [B, 3, H, W]. ``hard`` counts the bits of the rounded latents, otherwise of
-        latents with uniform noise.
+        ``hard`` counts the bits of the rounded latents, otherwise of latents with uniform noise.
         """
         exact = self.g_s.head.exact
         y = self.g_a(x, quality).float()
@@ -271,7 +285,9 @@ class LossyModel(nn.Module):
             bits_y = gaussian_bits(y_hat - means if hard else y - means + noise(y), scale_of(indexes))
             inverse = per_channel(interpolate(self.log_inverse.exp(), quality))
             x_hat = self.g_s(stream(y_hat * inverse, exact), quality)
-        return {"bits_y": bits_y.sum((1, 2, 3)), "bits_z": bits_z.sum((1, 2, 3)), "x_hat": x_hat.float()}
+        return Pass(
+            bits=bits_y.sum((1, 2, 3)) + bits_z.sum((1, 2, 3)), x_hat=x_hat.float(), residual=y_hat - means, index=indexes
+        )
 
 
 def per_channel(x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from .exact import QUALITY_MAX
 from .model import LAMBDA_MAX, LAMBDA_MIN, PIXEL_SCALE, Config, LossyModel, lagrangian
 
 SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm"}
+AVERAGE_EVERY = 5  # steps; each update reads all weights
 VALIDATION_QUALITIES = (0, 2500, 5000, 7500, 10000)
 
 
@@ -35,15 +36,14 @@ VALIDATION_QUALITIES = (0, 2500, 5000, 7500, 10000)
 class TrainConfig:
     """The [train] table of a configuration; ``decay`` and ``exact`` are parts of the time, at its end."""
 
-    batch: int = 16
+    batch: int = 8
     crop: int = 128
-    lr: float = 1e-3
+    lr: float = 7e-4
     warmup: int = 300
-    decay: float = 0.3
+    decay: float = 0.35
     exact: float = 0.2
     loss_power: float = 0.4
     ema: float = 0.999
-    muon: bool = True
 
 
 def read_config(path: Path) -> tuple[Config, TrainConfig]:
@@ -141,21 +141,11 @@ def start_from_pca(model: LossyModel, images: list[Tensor]) -> None:
         model.log_inverse.copy_(-gain.log())
 
 
-def optimisers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices of the convolutions, Adam for the rest."""
-    matrices = [p for n, p in model.named_parameters() if n.endswith("weight")]
-    others = [p for n, p in model.named_parameters() if not n.endswith("weight")]
-    if not config.muon:
-        return [torch.optim.Adam([*matrices, *others], lr=config.lr)]
-    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.Adam(others, lr=config.lr)]
-
-
 def rate_distortion_loss(model: nn.Module, x: Tensor, quality: Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mean over the batch of (bpp + lambda * 255^2 * MSE) / lambda^power; and bpp, MSE on 0..255 of each sample."""
     out = model(x, quality)
-    bpp = (out["bits_y"] + out["bits_z"]) / (x.shape[2] * x.shape[3])
-    mse = (out["x_hat"] - x).square().mean((1, 2, 3))
+    bpp = out.bits / (x.shape[2] * x.shape[3])
+    mse = (out.x_hat - x).square().mean((1, 2, 3))
     weight = lagrangian(quality)
     return ((bpp + weight * mse) / weight**power).mean(), bpp.detach(), mse.detach()
 
@@ -172,8 +162,8 @@ def validate(model: LossyModel, images: list[Tensor], device: torch.device) -> l
             top, left = (height - h) // 2, (width - w) // 2
             x = image[None, :, top : top + h, left : left + w].to(device).float()
             out = model(x, torch.tensor([quality], device=device), hard=True)
-            mse = (out["x_hat"].clamp(0, 255).round() - x).square().mean()
-            bits.append(float(out["bits_y"] + out["bits_z"]) / (h * w))
+            mse = (out.x_hat.clamp(0, 255).round() - x).square().mean()
+            bits.append(float(out.bits) / (h * w))
             psnr.append(10 * math.log10(255**2 / float(mse)))
         rows.append((quality, sum(bits) / len(bits), sum(psnr) / len(psnr)))
     return rows
@@ -216,7 +206,7 @@ def train(
     model = model.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(model)
     run: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    optims = optimisers(model, config)
+    optim = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     step, spent = 0, 0.0
     if resume is not None:
         state = torch.load(resume, map_location=device, weights_only=True)
@@ -224,8 +214,7 @@ def train(
         average.load_state_dict(state["average"])
         if resume.parent.resolve() == out.resolve():
             step, spent = state["step"], state["spent"]
-            for optim, saved in zip(optims, state["optims"], strict=True):
-                optim.load_state_dict(saved)
+            optim.load_state_dict(state["optim"])
             if world == 1:
                 crops.generator.set_state(state["generator"].cpu())
                 torch.set_rng_state(state["torch"].cpu())
@@ -237,7 +226,7 @@ def train(
         state = {
             "model": model.state_dict(),
             "average": average.state_dict(),
-            "optims": [o.state_dict() for o in optims],
+            "optim": optim.state_dict(),
             "generator": crops.generator.get_state(),
             "torch": torch.get_rng_state(),
             "config": asdict(model_config),
@@ -272,9 +261,8 @@ def train(
                 checkpoint("stable.pt")
         warm = min(1.0, (step + 1) / config.warmup)
         rate = config.lr * warm * min(1.0, (1 - progress) / config.decay)
-        for optim in optims:
-            for group in optim.param_groups:
-                group["lr"] = rate
+        for group in optim.param_groups:
+            group["lr"] = rate
 
         x = crops.batch(config.batch).to(device).contiguous(memory_format=torch.channels_last)
         quality = crops.qualities(config.batch).to(device)
@@ -282,22 +270,22 @@ def train(
             loss, bpp, mse = rate_distortion_loss(run, x, quality, config.loss_power)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optim in optims:
-            optim.step()
-            optim.zero_grad(set_to_none=True)
-        keep = min(config.ema, (step + 1) / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+        optim.step()
+        optim.zero_grad()
         step += 1
+        if step % AVERAGE_EVERY == 0:
+            keep = min(config.ema**AVERAGE_EVERY, step / (step + 10 * AVERAGE_EVERY))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
 
         if step % 50 == 0:
-            losses.append(float(loss))
+            losses.append(loss.item())
         if rank == 0 and step % 200 == 0:
             print(f"{spent / 60:7.2f} min  step {step}  loss {np.mean(losses[-4:]):.4f}", flush=True)
         if rank == 0 and spent - last_save > 180:
             checkpoint("last.pt")
             last_save = spent
-        if rank == 0 and val_images and spent - last_log > max(120.0, budget / 20):
+        if rank == 0 and val_images and spent - last_log > max(120.0, budget / 12):
             log(validation_row(average, val_images, device, step, spent, losses))
             last_log = spent
     if rank == 0:
@@ -305,8 +293,29 @@ def train(
         checkpoint("last.pt")
         if val_images:
             log(validation_row(average, val_images, device, step, spent, losses))
+            plot_curve(out)
     if world > 1:
         dist.destroy_process_group()
+
+
+def plot_curve(folder: Path) -> None:
+    """curve.csv as curve.png: rate-distortion curves over the validation passes. Needs matplotlib."""
+    try:
+        from matplotlib import pyplot as plt
+    except ImportError:
+        return
+    with (folder / "curve.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure, axes = plt.subplots(figsize=(6, 4))
+    colours = plt.get_cmap("viridis")
+    for i, row in enumerate(rows):
+        points = [(float(row[f"bpp_{q // 100}"]), float(row[f"psnr_{q // 100}"])) for q in VALIDATION_QUALITIES]
+        label = f"{float(row['minutes']):.0f} min" if i in (0, len(rows) - 1) else None
+        axes.plot(*zip(*points, strict=True), color=colours(i / max(1, len(rows) - 1)), label=label)
+    axes.set(xlabel="bits per pixel", ylabel="PSNR, dB", title="validation, rounded latents")
+    axes.legend()
+    figure.savefig(folder / "curve.png", dpi=120, bbox_inches="tight")
+    plt.close(figure)
 
 
 def validation_row(

@@ -1,0 +1,1 @@
+"""Benchmarks of vaecodec; README.md says how each figure is made."""

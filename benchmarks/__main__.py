@@ -1,0 +1,69 @@
+"""``python -m benchmarks kodak`` and ``python -m benchmarks speed``."""
+
+from pathlib import Path
+
+import click
+
+from . import kodak, speed
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+data_option = click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of pictures.",
+)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The picture files directly in the folder, by name."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise click.ClickException(f"{folder} holds no pictures")
+    return files
+
+
+def parse_qualities(_context: click.Context, _parameter: click.Parameter, value: str) -> list[float]:
+    """Comma-separated numbers, lowest first, each once."""
+    try:
+        return sorted({float(part) for part in value.split(",")})
+    except ValueError:
+        raise click.BadParameter("expected numbers separated by commas") from None
+
+
+@click.group()
+def main() -> None:
+    """Rate, distortion and speed of vaecodec."""
+
+
+@main.command("kodak")
+@data_option
+@click.option(
+    "--out",
+    default="benchmarks/results",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Results go to a folder in here with the name of the pictures' folder.",
+)
+@click.option(
+    "--qualities",
+    default="0,12.5,25,37.5,50,62.5,75,87.5,100",
+    show_default=True,
+    callback=parse_qualities,
+    help="Qualities of vaecodec.",
+)
+def kodak_command(data: Path, out: Path, qualities: list[float]) -> None:
+    """Rate and distortion against JPEG and WebP, on Kodak or any other folder."""
+    kodak.run(find_pictures(data), out / data.resolve().name, qualities)
+
+
+@main.command("speed")
+@data_option
+@click.option("--quality", default=75.0, show_default=True, help="Quality of vaecodec.")
+def speed_command(data: Path, quality: float) -> None:
+    """Speed against CompressAI's mbt2018-mean, start-up time and peak memory."""
+    speed.run(find_pictures(data), quality)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")
