@@ -47,8 +47,8 @@ class Mbt2018Mean:
         torch.manual_seed(0)
         self.model: Any = mbt2018_mean(quality=6, metric="mse", pretrained=False).eval()
         # Random weights give latents near zero with scales near zero. Latents are scaled to a standard deviation of
-        # 0.35, and h_s's scales (the first M channels, by their bias) to the same, so that y takes about the 0.9 bpp
-        # that the trained model does and next to no symbol leaves its table for the coder's slow escape.
+        # 0.35, and h_s's scales (the first M channels, by their bias) to the same: files then take about 1 bpp, close
+        # to the trained model's 0.9, and next to no symbol leaves its table for the coder's slow escape.
         deviation = 0.35
         with torch.no_grad():
             last = self.model.g_a[-1]

@@ -18,7 +18,7 @@ from .rans import Model, RansCoder
 from .tables import TOTAL, Ints, Tables
 
 try:
-    import constriction  # type: ignore[import-untyped]
+    import constriction
 except ImportError:  # there are platforms that it is not built for
     constriction = None
 

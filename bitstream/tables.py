@@ -43,9 +43,7 @@ class Tables:
         if any(array.dtype.kind not in "iu" for array in (lows, *counts)):
             raise TypeError("tables must be integer arrays")
         if lows.shape != (len(counts),) or not 1 <= len(counts) <= MAX_TABLES:
-            raise ValueError(
-                f"{len(counts)} tables for lows of shape {lows.shape}; at most {MAX_TABLES} allowed"
-            )
+            raise ValueError(f"{len(counts)} tables for lows of shape {lows.shape}; at most {MAX_TABLES} allowed")
         for t, (low, table) in enumerate(zip(lows.tolist(), counts, strict=True)):
             if table.ndim != 1 or len(table) < 2:
                 raise ValueError(f"table {t}: at least two entries in one dimension expected")

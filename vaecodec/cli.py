@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitstream import Limits, VaeError, VersionError, read_header, unpack
+from bitstream import Limits, VaeError, read_header, unpack
 
 from . import __version__
 
@@ -66,7 +66,9 @@ def computing(command: Any) -> Any:
     for option in (
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: torch's."),
-        click.option("--weights", type=click.Path(path_type=Path), help="Exported weights other than the packaged ones."),
+        click.option(
+            "--weights", type=click.Path(path_type=Path), help="Exported weights other than the packaged ones."
+        ),
         click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
     ):
         command = option(command)

@@ -25,11 +25,9 @@ from bitstream import (
     Header,
     Kind,
     Limits,
-    Section,
     Tile,
     VersionError,
     pack,
-    read_header,
     unpack,
 )
 
@@ -42,6 +40,8 @@ PATCH = 16  # pixels to a latent, along one side
 HYPER = 4  # latents to a hyper-latent, along one side
 NETWORK = 0  # the only tile method of lossy files
 TILE = 1024
+
+SYMBOL_MAX = 2**19  # a decoded latent in steps of 1/16 then fits in float32's 24 bits
 
 Symbols = NDArray[np.int32]
 
@@ -116,9 +116,7 @@ class Codec:
             raise ValueError(f"quality {quality} is not in 0..100")
         pixels, mode = pixels_of(picture)
         height, width, _ = pixels.shape
-        header = Header(
-            Kind.LOSSY, mode, width, height, 8, hundredths, 0, TILE, self.lossy.identity
-        )
+        header = Header(Kind.LOSSY, mode, width, height, 8, hundredths, 0, TILE, self.lossy.identity)
         Limits().check(header)
         coded = []
         with exact_arithmetic(self.device):
@@ -170,14 +168,9 @@ class Codec:
         x = F.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
         model = self.lossy.model
         x = x.to(model.log_gain.dtype).contiguous(memory_format=torch.channels_last)
-        y = model.g_a(x, q)
-        y = y[
-            :,
-            :,
-            box.top - outer.top : box.bottom - outer.top,
-            box.left - outer.left : box.right - outer.left,
-        ]
-        return y * interpolate(model.log_gain.exp(), q)[:, :, None, None]
+        y: Tensor = model.g_a(x, q) * interpolate(model.log_gain.exp(), q)[:, :, None, None]
+        top, left = box.top - outer.top, box.left - outer.left
+        return y[:, :, top : top + box.bottom - box.top, left : left + box.right - box.left]
 
     def _push_tile(self, y: Tensor, q: Tensor) -> Tile:
         """Quantise and code one tile. What the decoder needs first is pushed last."""
@@ -189,17 +182,16 @@ class Codec:
         parts = [(flat(z), self._z_tables(z, q))]
         features = self._features(z, z_mean, q, rows, columns)
         y_hat = torch.zeros_like(y)
-        for mask, context in zip(step_masks(*y.shape[1:], y.device), model.context, strict=True):
+        for mask, context in zip(step_masks(y.shape[1], rows, columns, y.device), model.context, strict=True):
             mean, index = context(features, y_hat, q)
-            symbols = torch.round(y - mean).clamp(-(2**20), 2**20)
+            symbols = torch.round(y - mean).clamp(-SYMBOL_MAX, SYMBOL_MAX)
             y_hat = torch.where(mask, symbols + mean, y_hat)
             parts.append((flat(symbols[0][mask]), flat(index[0][mask])))
-        crc = 0
-        for symbols, _ in parts:
-            crc = checksum(symbols, crc)
-        stack = AnsStack()
-        for symbols, tables in reversed(parts):
-            stack.push(symbols, self.lossy.tables, tables)
+        crc, stack = 0, AnsStack()
+        for values, _ in parts:
+            crc = checksum(values, crc)
+        for values, ids in reversed(parts):
+            stack.push(values, self.lossy.tables, ids)
         return Tile(NETWORK, crc, stack.to_bytes())
 
     def _pop_tile(self, tile: Tile, box: Box, q: Tensor) -> NDArray[np.int32]:
@@ -215,6 +207,8 @@ class Codec:
             nonlocal crc
             symbols = stack.pop(self.lossy.tables, tables)
             crc = checksum(symbols, crc)
+            if symbols.size and max(symbols.max(), -symbols.min()) > SYMBOL_MAX:
+                raise CorruptError("a latent is out of range")
             return torch.from_numpy(symbols).to(device)
 
         z_mean = interpolate(self.lossy.z_mean, q)[:, :, None, None]
@@ -233,8 +227,9 @@ class Codec:
         return flat(interpolate(self.lossy.z_index, q)[:, :, None, None].expand(z.shape))
 
     def _features(self, z: Tensor, z_mean: Tensor, q: Tensor, rows: int, columns: int) -> Tensor:
-        z_hat = (z / UNIT + z_mean) * UNIT
-        return self.lossy.model.h_s(z_hat.to(self.lossy.model.log_gain.dtype), q)[:, :, :rows, :columns]
+        z_hat = (z * round(1 / UNIT) + z_mean).to(self.lossy.model.log_gain.dtype) * UNIT
+        features: Tensor = self.lossy.model.h_s(z_hat, q)
+        return features[:, :, :rows, :columns]
 
     def _synthesise(self, latents: NDArray[np.int32], box: Box, q: Tensor, pixels: Pixels) -> None:
         """Write one tile's pixels into uint8 [H, W, 3]."""
@@ -251,12 +246,10 @@ class Codec:
 
 def flat(x: Tensor) -> Symbols:
     """int32 [N] in the order channel, row, column."""
-    return x.to(torch.int32).contiguous().flatten().cpu().numpy()
+    symbols: Symbols = x.to(torch.int32).flatten().cpu().numpy()
+    return symbols
 
 
 def checksum(symbols: Symbols, crc: int) -> int:
     """CRC-32 of little-endian int32, continued."""
     return zlib.crc32(symbols.astype("<i4", copy=False).tobytes(), crc)
-
-
-__all__ = ["Codec", "read_header"]

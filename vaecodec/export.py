@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from bitstream import Tables, normalise
 
-from .exact import QUALITY_MAX
 from .model import SCALES, Config, LossyModel, scale_of
 from .train import Crops, load_images
 from .weights import save
@@ -55,7 +54,7 @@ def fit_tables(model: LossyModel, crops: Crops) -> Tables:
     histograms = [np.zeros(2 * w + 2) for w in widths]
     for _ in range(FIT_BATCHES):
         out = model(crops.batch(4), crops.qualities(4), hard=True)
-        index = out.index.flatten().long().numpy()
+        index = out.scale_index.flatten().long().numpy()
         value = out.residual.flatten().round().long().numpy()
         inside = np.abs(value) <= widths[index]
         slot = np.where(inside, value + widths[index], 2 * widths[index] + 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from bitstream import EXIF, ICC, XMP, Mode, Section, VaeError
 
@@ -26,7 +26,7 @@ def open_picture(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(str(error)) from None
     except (OSError, SyntaxError, ValueError) as error:
-        reason = str(error) if not isinstance(error, Image.UnidentifiedImageError) else "not a picture that Pillow reads"
+        reason = str(error) if not isinstance(error, UnidentifiedImageError) else "not a picture that Pillow reads"
         raise ImageError(reason) from None
     return picture
 

@@ -67,7 +67,7 @@ class Config:
 
 
 def lagrangian(quality: Tensor) -> Tensor:
-    """lambda of a quality (hundredths): log-linear; weighs mean squared error on the 0..1 scale times 255^2."""
+    """lambda of a quality (hundredths): log-linear; weighs the mean squared error on the 0..255 scale."""
     return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality.double() / QUALITY_MAX).float()
 
 
@@ -143,11 +143,10 @@ class Synthesis(nn.Module):
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        wide = {"in_unit": STREAM_UNIT, "in_max": STREAM_MAX, "wide": True}
         self.coarse = nn.ModuleList(Block(c.latent, c.inner, c.knots) for _ in range(c.blocks[1]))
-        self.up = Conv(c.latent, 4 * c.width, out_unit=STREAM_UNIT, **wide)
+        self.up = Conv(c.latent, 4 * c.width, in_unit=STREAM_UNIT, in_max=STREAM_MAX, out_unit=STREAM_UNIT, wide=True)
         self.fine = nn.ModuleList(Block(c.width, c.width, c.knots) for _ in range(c.blocks[0]))
-        self.head = Conv(c.width, 192, out_unit=PIXEL_UNIT, **wide)
+        self.head = Conv(c.width, 192, in_unit=STREAM_UNIT, in_max=STREAM_MAX, out_unit=PIXEL_UNIT, wide=True)
 
     def forward(self, h: Tensor, quality: Tensor) -> Tensor:
         for block in self.coarse:
@@ -174,7 +173,8 @@ class HyperAnalysis(nn.Module):
         h = F.relu(self.conv_a(torch.asinh(y), quality))
         h = F.relu(self.conv_b(F.pixel_unshuffle(h, 2)))
         h = F.relu(self.conv_c(h))
-        return self.conv_d(F.pixel_unshuffle(h, 2))
+        z: Tensor = self.conv_d(F.pixel_unshuffle(h, 2))
+        return z
 
 
 class HyperSynthesis(nn.Module):
@@ -232,7 +232,7 @@ class Pass(NamedTuple):
     bits: Tensor
     x_hat: Tensor
     residual: Tensor
-    index: Tensor
+    scale_index: Tensor
 
 
 class LossyModel(nn.Module):
@@ -278,7 +278,9 @@ class LossyModel(nn.Module):
             bits_z = gaussian_bits(z_hat - z_mean if hard else z - z_mean + noise(z), scale_of(z_index))
             features = self.h_s(z_hat, quality)
             y_hat, means, indexes = torch.zeros_like(y), torch.zeros_like(y), torch.zeros_like(y)
-            for mask, context in zip(step_masks(*y.shape[1:], x.device), self.context, strict=True):
+            for mask, context in zip(
+                step_masks(y.shape[1], y.shape[2], y.shape[3], x.device), self.context, strict=True
+            ):
                 mean, index = context(features, y_hat, quality)
                 means, indexes = torch.where(mask, mean, means), torch.where(mask, index, indexes)
                 y_hat = torch.where(mask, snap(y - mean, 1.0) + mean, y_hat)
@@ -286,7 +288,10 @@ class LossyModel(nn.Module):
             inverse = per_channel(interpolate(self.log_inverse.exp(), quality))
             x_hat = self.g_s(stream(y_hat * inverse, exact), quality)
         return Pass(
-            bits=bits_y.sum((1, 2, 3)) + bits_z.sum((1, 2, 3)), x_hat=x_hat.float(), residual=y_hat - means, index=indexes
+            bits=bits_y.sum((1, 2, 3)) + bits_z.sum((1, 2, 3)),
+            x_hat=x_hat.float(),
+            residual=y_hat - means,
+            scale_index=indexes,
         )
 
 

@@ -2,7 +2,7 @@
 
 The learning rate warms up, stays, and decays over the last part of the time; the checkpoint from before the decay is
 kept, because that is the one to go on from. Rate and distortion are those of Balle et al. 2018 (arXiv:1802.01436),
-bits per pixel + lambda * 255^2 * MSE, with a quality drawn for each sample.
+bits per pixel + lambda * MSE, with a quality drawn for each sample.
 """
 
 from __future__ import annotations
@@ -141,13 +141,14 @@ def start_from_pca(model: LossyModel, images: list[Tensor]) -> None:
         model.log_inverse.copy_(-gain.log())
 
 
-def rate_distortion_loss(model: nn.Module, x: Tensor, quality: Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean over the batch of (bpp + lambda * 255^2 * MSE) / lambda^power; and bpp, MSE on 0..255 of each sample."""
+def rate_distortion_loss(model: nn.Module, x: Tensor, quality: Tensor, power: float) -> Tensor:
+    """Mean over the batch of (bpp + lambda * MSE) / lambda^power, MSE on the 0..255 scale."""
     out = model(x, quality)
     bpp = out.bits / (x.shape[2] * x.shape[3])
     mse = (out.x_hat - x).square().mean((1, 2, 3))
     weight = lagrangian(quality)
-    return ((bpp + weight * mse) / weight**power).mean(), bpp.detach(), mse.detach()
+    loss: Tensor = ((bpp + weight * mse) / weight**power).mean()
+    return loss
 
 
 @torch.no_grad()
@@ -203,7 +204,7 @@ def train(
     crops = Crops(images, config.crop, device, seed + rank)
     model = LossyModel(model_config)
     start_from_pca(model, images)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
     run: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     optim = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
@@ -267,8 +268,8 @@ def train(
         x = crops.batch(config.batch).to(device).contiguous(memory_format=torch.channels_last)
         quality = crops.qualities(config.batch).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            loss, bpp, mse = rate_distortion_loss(run, x, quality, config.loss_power)
-        loss.backward()
+            loss = rate_distortion_loss(run, x, quality, config.loss_power)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optim.step()
         optim.zero_grad()

@@ -54,16 +54,14 @@ class Lossy:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
-        self.model.to(device, dtype, memory_format=torch.channels_last)
-        self.inverse, self.z_mean, self.z_index = (
-            x.to(device) for x in (self.inverse, self.z_mean, self.z_index)
-        )
+        self.model.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.inverse, self.z_mean, self.z_index = (x.to(device) for x in (self.inverse, self.z_mean, self.z_index))
 
     def scaled(self, y_hat: Tensor, quality: Tensor) -> Tensor:
         """g_s's input for decoded latents: int64 [1, M, h, w] in steps of 1/16 to the stream's grid."""
         gain = interpolate(self.inverse, quality)[:, :, None, None]
         steps = round(STREAM_UNIT / UNIT * 2**GAIN_BITS)
-        stream = (y_hat * gain + steps // 2).div(steps, rounding_mode="floor")
+        stream: Tensor = (y_hat * gain + steps // 2).div(steps, rounding_mode="floor")
         dtype = self.model.g_s.head.weight.dtype
         return stream.clamp(-STREAM_MAX, STREAM_MAX).to(dtype) * STREAM_UNIT
 

@@ -1,0 +1,106 @@
+"""Pictures between Pillow and arrays: what is carried, and what is refused."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from conftest import picture, same, saved
+from PIL import Image
+
+from bitstream import EXIF, ICC, XMP, Mode, Section
+from vaecodec.image import ImageError, encode_picture, metadata_of, open_picture, picture_of, pixels_of
+
+
+def exif() -> Image.Exif:
+    data = Image.Exif()
+    data[0x0112] = 6  # orientation
+    data[0x010E] = "a description"
+    return data
+
+
+def deep_png(colour_type: int, samples: int) -> bytes:
+    """A PNG with 16 bits a sample, which Pillow does not write in colour."""
+
+    def chunk(tag: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+
+    rows = b"".join(b"\0" + bytes(range(5 * samples * 2)) for _ in range(4))
+    head = struct.pack(">IIBBBBB", 5, 4, 16, colour_type, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_pixels_round_trip(mode: str) -> None:
+    image = picture(9, 5, mode)
+    pixels, kept = pixels_of(image)
+    assert pixels.shape == (5, 9, 3) and pixels.dtype == np.uint8 and kept.name == mode
+    assert same(picture_of(pixels, kept, ()), image)
+
+
+def test_bilevel_and_palette_pictures_keep_their_pixels() -> None:
+    bilevel, palette = picture(9, 5).convert("1"), picture(9, 5).quantize(7)
+    for image, mode in ((bilevel, "L"), (palette, "RGB")):
+        pixels, kept = pixels_of(image)
+        assert same(picture_of(pixels, kept, ()), image.convert(mode))
+
+
+def test_grey_is_the_mean_of_the_channels() -> None:
+    pixels = np.array([[[10, 11, 11], [0, 0, 1], [255, 255, 255]]], np.uint8)
+    assert list(picture_of(pixels, Mode["L"], ()).tobytes()) == [11, 0, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "CMYK", "I;16", "I", "F", "YCbCr", "LAB", "HSV"])
+def test_other_modes_are_refused_by_name(mode: str) -> None:
+    with pytest.raises(ImageError, match=f"mode {mode} "):
+        pixels_of(Image.new(mode, (4, 4)))
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_transparency_outside_the_mode_is_refused(mode: str) -> None:
+    colour = (1, 2, 3) if mode == "RGB" else 1
+    image = open_picture(saved(Image.new(mode, (4, 4)), transparency=colour))
+    with pytest.raises(ImageError, match="transparency"):
+        pixels_of(image)
+
+
+@pytest.mark.parametrize(("colour_type", "samples"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_are_refused_not_cut_to_eight(colour_type: int, samples: int) -> None:
+    with pytest.raises(ImageError, match=r"mode|16"):
+        pixels_of(open_picture(deep_png(colour_type, samples)))
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_several_frames_are_refused(format: str) -> None:
+    frames = [picture(8, 8, seed=seed) for seed in range(3)]
+    data = saved(frames[0], format, save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match="3 frames"):
+        pixels_of(open_picture(data))
+
+
+def test_what_is_no_picture_is_refused() -> None:
+    for data in (b"", b"hello", saved(picture(40, 40))[:200], saved(picture(40, 40), "JPEG")[:300]):
+        with pytest.raises(ImageError):
+            open_picture(data)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_metadata_goes_through_pictures_files(format: str) -> None:
+    image = picture(9, 5)
+    sections = (Section(EXIF, exif().tobytes()), Section(ICC, b"profile" * 30), Section(XMP, b"<x:xmpmeta/>"))
+    pixels, mode = pixels_of(image)
+    written = encode_picture(picture_of(pixels, mode, sections), format)
+    read = {section.tag: bytes(section.payload) for section in metadata_of(open_picture(written))}
+    assert read[ICC] == b"profile" * 30 and read[XMP] == b"<x:xmpmeta/>"
+    tags = Image.open(io.BytesIO(written)).getexif()
+    assert tags[0x0112] == 6 and tags[0x010E] == "a description"
+    if format != "TIFF":  # which keeps EXIF in its own tags
+        assert read[EXIF].removeprefix(b"Exif\0\0") == exif().tobytes().removeprefix(b"Exif\0\0")
+
+
+def test_a_format_that_cannot_hold_the_mode_is_an_image_error() -> None:
+    with pytest.raises(ImageError, match="cannot write"):
+        encode_picture(picture(4, 4).convert("F"), "JPEG")
