@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from . import kodak, speed
+from . import kodak, same_bytes, speed
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 data_option = click.option(
@@ -63,6 +63,16 @@ def kodak_command(data: Path, out: Path, qualities: list[float]) -> None:
 def speed_command(data: Path, quality: float) -> None:
     """Speed against CompressAI's mbt2018-mean, start-up time and peak memory."""
     speed.run(find_pictures(data), quality)
+
+
+@main.command("same-bytes")
+@click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--bpp", default=0.4, show_default=True, help="JPEG's bits per pixel, at least.")
+@click.option("--box", nargs=4, type=int, required=True, help="The part to show: left top right bottom.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="PNG to write.")
+def same_bytes_command(picture: Path, bpp: float, box: tuple[int, int, int, int], out: Path) -> None:
+    """One picture as JPEG and as vaecodec in no more bytes."""
+    same_bytes.run(picture, bpp, box, out)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import click
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator
 from PIL import Image, features
 from tqdm import tqdm
 
@@ -191,6 +192,9 @@ def plot(curves: dict[str, Curve], published: dict[str, Curve], title: str, path
     for name, points in published.items():
         axes.plot(*zip(*points, strict=True), linestyle="--", label=f"{name} (published)")
     axes.set(title=title, xlabel="bits per pixel", ylabel="PSNR, dB (RGB)", xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -21,7 +21,7 @@ from vaecodec.model import Config, LossyModel
 HERE = Path(__file__).parent
 TINY = HERE / "golden" / "tiny.safetensors"
 TINY_CONFIG = HERE / "golden" / "tiny.toml"
-PHOTO = HERE / "data" / "photo.png"
+PHOTO = HERE / "data" / "astronaut.png"
 CPU = ("--device", "cpu")
 TINY_CPU = ("--weights", str(TINY), *CPU)
 

@@ -1,8 +1,10 @@
 """Pictures to bytes and back, and the weights file that this rests on."""
 
+import contextlib
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import vaecodec.codec
-from bitstream import AnsStack, CorruptError, LimitError, Limits, VersionError, gaussian_tables, pack, unpack
+from bitstream import (
+    AnsStack,
+    CorruptError,
+    Kind,
+    LimitError,
+    Limits,
+    Mode,
+    VersionError,
+    gaussian_tables,
+    pack,
+    unpack,
+)
 from vaecodec import Codec
 from vaecodec import weights as weights_module
 from vaecodec.codec import Box
@@ -252,10 +265,6 @@ def test_pictures_that_cannot_be_carried(tiny: Codec) -> None:
 
 
 def test_files_of_other_weights_kinds_modes_and_methods(tiny: Codec) -> None:
-    from dataclasses import replace
-
-    from bitstream import Kind, Mode
-
     file = unpack(tiny.compress(picture(20, 10)))
     for changes, error in (
         ({"model": bytes(16)}, WeightsError),
@@ -331,7 +340,7 @@ def tensors_of(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
-@pytest.mark.parametrize("part", ["h_s.conv_c.weight", "context.2.conv_a.weight", "g_s.head.bias", "inverse"])
+@pytest.mark.parametrize("part", ["h_s.conv_c.weight", "context.2.conv_a.weight", "g_s.head.bias"])
 def test_a_changed_decoder_fails_the_self_test(tmp_path: Path, part: str) -> None:
     tensors, metadata = tensors_of(TINY)
     tensors[f"decoder.{part}"].view(-1)[::3] += 1
@@ -341,16 +350,14 @@ def test_a_changed_decoder_fails_the_self_test(tmp_path: Path, part: str) -> Non
         load(path, CPU)
 
 
-@pytest.mark.parametrize("part", ["tables.lows", "tables.counts", "z_mean", "z_index"])
+@pytest.mark.parametrize("part", ["tables.lows", "tables.counts", "z_mean", "z_index", "inverse"])
 def test_changed_numbers_are_refused_or_change_the_identity(tiny: Codec, tmp_path: Path, part: str) -> None:
     tensors, metadata = tensors_of(TINY)
     tensors[f"decoder.{part}"].view(-1)[0] += 1
     path = tmp_path / "changed.safetensors"
     save_file(tensors, path, metadata)
-    try:
+    with contextlib.suppress(WeightsError):
         assert load(path, CPU).identity != tiny.lossy.identity
-    except WeightsError:
-        pass
 
 
 def test_missing_and_damaged_weights(tmp_path: Path) -> None:
@@ -359,18 +366,11 @@ def test_missing_and_damaged_weights(tmp_path: Path) -> None:
         Codec("cpu", path)
     tensors, metadata = tensors_of(TINY)
     del tensors["decoder.z_mean"]
-    damaged = {
-        "empty": b"",
-        "cut": data[:-100],
-        "header": data[:8] + b"x" + data[9:],
-        "length": b"\xff" * 8 + data[8:],
-        "text": b"not weights at all",
-    }
-    for name, content in damaged.items():
+    damaged = (b"", b"text", data[:-100], data[:8] + b"x" + data[9:], b"\xff" * 8 + data[8:])
+    for content in damaged:
         path.write_bytes(content)
         with pytest.raises(WeightsError, match="damaged"):
             Codec("cpu", path)
-        assert name
     for broken in ({}, {**metadata, "config": "{"}, {**metadata, "config": "[]"}, {"config": metadata["config"]}):
         save_file(tensors_of(TINY)[0], path, broken)
         with pytest.raises(WeightsError, match="damaged"):

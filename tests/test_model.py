@@ -83,8 +83,8 @@ def test_shapes(exact: bool) -> None:
     assert (out.bits > 0).all() and all(tensor.isfinite().all() for tensor in out)
     if exact:
         hard = model(x, quality, hard=True)
-        assert torch.equal(hard.residual, hard.residual.round()) and torch.equal(hard.scale_index, hard.scale_index.round())
-        assert torch.equal(hard.x_hat * 16, (hard.x_hat * 16).round())
+        for integers in (hard.residual, hard.scale_index, hard.x_hat * 16):
+            assert torch.equal(integers, integers.round())
 
 
 @pytest.mark.parametrize("exact", [False, True])

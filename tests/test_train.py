@@ -1,0 +1,205 @@
+"""Training: what it writes, that it resumes where it stopped, and that several processes stay together."""
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import HERE, TINY_CONFIG, cli, picture
+
+from vaecodec import Codec, export, train
+from vaecodec.train import Crops, load_images, read_config
+
+SECONDS = 200.0  # a step, by the tests' clock: more than lies between two checkpoints
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(3):
+        picture(288, 272, seed=seed).save(folder / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture
+def stepping(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A clock that counts steps; ``stop`` is how many there are before the process is interrupted."""
+    state = {"stop": 10**6}
+
+    def clocked(budget: float, spent: float, *_: object) -> Iterator[tuple[float, float]]:
+        for _step in range(state["stop"]):
+            spent += SECONDS
+            if spent >= budget:
+                return
+            yield spent / budget, spent
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "clocked", clocked)
+    return state
+
+
+def run(data: Path, out: Path, steps: int, **options: Any) -> dict[str, Any]:
+    minutes = (steps + 1) * SECONDS / 60
+    train.train(TINY_CONFIG, data, minutes, out, device_name="cpu", **options)
+    return state_of(out / "last.pt")
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state
+
+
+def equal(a: dict[str, Any], b: dict[str, Any], *parts: str) -> bool:
+    return all(torch.equal(a[part][name], b[part][name]) for part in parts for name in a[part])
+
+
+def test_the_command_writes_checkpoints_curve_and_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "FIT_BATCHES", 3)
+    result = cli(
+        "train", TINY_CONFIG, "--data", data, "--minutes", 0.03, "--out", tmp_path, "--val", data, "--device", "cpu"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert {"last.pt", "stable.pt", "curve.csv", "lossy.safetensors"} <= set(os.listdir(tmp_path))
+    with (tmp_path / "curve.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    last = state_of(tmp_path / "last.pt")
+    assert int(rows[-1]["step"]) == last["step"] >= state_of(tmp_path / "stable.pt")["step"]
+    assert all(float(rows[-1][f"bpp_{q}"]) > 0 < float(rows[-1][f"psnr_{q}"]) for q in (0, 25, 50, 75, 100))
+    codec = Codec("cpu", tmp_path / "lossy.safetensors")
+    image = picture(70, 50)
+    assert codec.decompress(codec.compress(image)).size == image.size
+    target = tmp_path / "again.safetensors"
+    assert cli("export", tmp_path / "last.pt", "--data", data, "-o", target).exit_code == 0
+    assert Codec("cpu", target).lossy.identity == codec.lossy.identity
+
+
+@pytest.mark.usefixtures("stepping")
+def test_training_lowers_the_loss_and_keeps_the_stable_state(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config, options = read_config(TINY_CONFIG)
+    last = run(data, tmp_path, 40)
+    stable = state_of(tmp_path / "stable.pt")
+    assert (last["step"], stable["step"]) == (40, 26)  # the decay is the last 35 %
+    assert last["config"]["width"] == config.width
+
+    def loss(state: dict[str, Any] | None) -> float:
+        model = train.LossyModel(config)
+        crops = Crops(load_images(data), 64, torch.device("cpu"), seed=9)
+        train.start_from_pca(model, crops.images)
+        if state:
+            model.load_state_dict(state["model"])
+        torch.manual_seed(1)
+        with torch.no_grad():
+            x, quality = crops.batch(16), crops.qualities(16)
+            return float(train.rate_distortion_loss(model, x, quality, options.loss_power))
+
+    assert loss(last) < loss(None)
+
+
+def test_resuming_gives_what_an_uninterrupted_run_gives(data: Path, tmp_path: Path, stepping: dict[str, int]) -> None:
+    whole = run(data, tmp_path / "whole", 12)
+    out = tmp_path / "parts"
+    for stop in (5, 5):  # the second time in the exact part
+        stepping["stop"] = stop
+        with pytest.raises(KeyboardInterrupt):
+            run(data, out, 12, resume=out / "last.pt" if out.exists() else None)
+    stepping["stop"] = 10**6
+    assert state_of(out / "last.pt")["step"] == 10
+    parts = run(data, out, 12, resume=out / "last.pt")
+    assert parts["step"] == whole["step"] == 12
+    assert equal(whole, parts, "model", "average")
+    assert equal(state_of(tmp_path / "whole" / "stable.pt"), state_of(out / "stable.pt"), "model", "average")
+
+
+@pytest.mark.usefixtures("stepping")
+def test_resuming_elsewhere_starts_a_new_run_from_the_weights(data: Path, tmp_path: Path) -> None:
+    first = run(data, tmp_path / "a", 3)
+    second = run(data, tmp_path / "b", 0, resume=tmp_path / "a" / "last.pt")
+    assert second["step"] == 0 and equal(first, second, "model", "average")
+
+
+def test_the_seed_decides_the_run(data: Path, tmp_path: Path, stepping: dict[str, int]) -> None:
+    runs = [run(data, tmp_path / str(i), 2, seed=seed) for i, seed in enumerate((1, 1, 2))]
+    assert equal(runs[0], runs[1], "model") and not equal(runs[0], runs[2], "model")
+
+
+def test_the_clock_ends_on_time_and_forgives_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 2.0, 5000.0, 5001.0, 5040.0])
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(times))
+    seconds = [spent for _, spent in train.clocked(100.0, 10.0, torch.device("cpu"), 1)]
+    assert seconds == [11.0, 12.0, 72.0, 73.0]
+
+
+WORKER = """
+import os, sys
+from pathlib import Path
+import torch
+from vaecodec import train
+torch.set_num_threads(1)
+models = []
+class Kept(train.LossyModel):
+    def __init__(self, config):
+        super().__init__(config)
+        models.append(self)
+train.LossyModel = Kept
+config, data, out = map(Path, sys.argv[1:])
+train.train(config, data, 0.04, out, device_name="cpu")
+torch.save(models[0].state_dict(), out / f"rank{os.environ['RANK']}.pt")
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
+def test_two_processes_end_with_equal_weights(data: Path, tmp_path: Path) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = map(str, [worker, TINY_CONFIG, data, tmp_path])
+    result = subprocess.run([*command, *arguments], capture_output=True, check=False, cwd=HERE.parent)
+    assert result.returncode == 0, result.stderr.decode()
+    states = [state_of(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    last = state_of(tmp_path / "last.pt")
+    assert last["step"] > 0
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]) and torch.equal(tensor, last["model"][name]), name
+
+
+# Data and configurations
+
+
+def test_configurations(tmp_path: Path) -> None:
+    config, options = read_config(TINY_CONFIG)
+    assert config.blocks == (1, 1) and options.batch == 4
+    packaged = Path(train.__file__).parent / "configs" / "lossy.toml"
+    assert read_config(packaged)[0].latent > 100
+    (tmp_path / "wrong.toml").write_text("[train]\nepochs = 3\n")
+    with pytest.raises(TypeError, match="epochs"):
+        read_config(tmp_path / "wrong.toml")
+
+
+def test_crops_and_qualities(data: Path) -> None:
+    crops = Crops(load_images(data), 64, torch.device("cpu"), seed=1)
+    batch, quality = crops.batch(5), crops.qualities(8)
+    assert batch.shape == (5, 3, 64, 64) and batch.dtype == torch.float32 and 0 <= batch.min() < batch.max() <= 255
+    assert sorted((quality * 8 // 10001).tolist()) == list(range(8))
+    again = Crops(load_images(data), 64, torch.device("cpu"), seed=1)
+    assert torch.equal(again.batch(5), batch)
+
+
+def test_wrong_input_is_wrong_usage(data: Path, tmp_path: Path) -> None:
+    empty, small = tmp_path / "empty", tmp_path / "small"
+    for folder in (empty, small):
+        folder.mkdir()
+    picture(40, 40).save(small / "a.png")
+    for folder in (empty, small):
+        result = cli("train", TINY_CONFIG, "--data", folder, "--minutes", 1, "--out", tmp_path / "run")
+        assert result.exit_code == 2 and "picture" in result.stderr
+    for arguments in (("missing.toml", "--minutes", 1), (TINY_CONFIG, "--minutes", 0), ("missing", "--minutes", 1)):
+        assert cli("train", *arguments, "--data", data, "--out", tmp_path / "run").exit_code in (1, 2)
+    assert not (tmp_path / "run").exists()
