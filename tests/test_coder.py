@@ -27,9 +27,7 @@ def random_words(rng: np.random.Generator, n: int) -> bytes:
 
 def random_tables(rng: np.random.Generator, escape: bool, max_size: int = 40) -> Tables:
     sizes = rng.integers(2, max_size, rng.integers(1, 9), endpoint=True)
-    return Tables(
-        rng.integers(-99, 99, sizes.size), [normalise(rng.random(n) ** 9 + 1e-9) for n in sizes], escape
-    )
+    return Tables(rng.integers(-99, 99, sizes.size), [normalise(rng.random(n) ** 9 + 1e-9) for n in sizes], escape)
 
 
 def random_values(rng: np.random.Generator, tables: Tables, n: int) -> tuple[Ints, Ints]:

@@ -108,6 +108,7 @@ def test_exit_codes(small: bytes, tmp_path: Path, command: str, name: str, code:
     assert result.stderr.startswith("vaecodec: ") and result.stderr.count("\n") == 1
     assert names(tmp_path) == ["in.vae"]
 
+
 def resized(data: bytes, width: int, height: int) -> bytes:
     head = bytearray(data[: HEADER_SIZE - 4])
     struct.pack_into("<II", head, 18, width, height)

@@ -55,9 +55,7 @@ def test_dump() -> None:
     file = unpack(data)
     assert pack(file.header, file.tiles, file.sections) == data
     tile, (section,) = file.tiles[0], file.sections
-    actual = {
-        name: str(int(getattr(file.header, name))) for name in type(file.header).__slots__ if name != "model"
-    }
+    actual = {name: str(int(getattr(file.header, name))) for name in type(file.header).__slots__ if name != "model"}
     actual |= {"xmp": section.payload.decode(), "method": str(tile.method), "length": str(len(tile.words))}
     assert actual | {"crc": str(tile.crc)} == stated
     assert section.tag == XMP and file.header.model == bytes(range(16))

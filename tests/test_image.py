@@ -28,9 +28,7 @@ def deep_png(colour_type: int, samples: int) -> bytes:
 
     rows = b"".join(b"\0" + bytes(range(5 * samples * 2)) for _ in range(4))
     head = struct.pack(">IIBBBBB", 5, 4, 16, colour_type, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

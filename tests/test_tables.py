@@ -46,9 +46,7 @@ def test_normalise_refuses(weights: Any) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_arrays_round_trip(data: st.DataObject) -> None:
-    weights = data.draw(
-        st.lists(st.lists(st.integers(1, 999), min_size=2, max_size=9), min_size=1, max_size=9)
-    )
+    weights = data.draw(st.lists(st.lists(st.integers(1, 999), min_size=2, max_size=9), min_size=1, max_size=9))
     lows = data.draw(st.lists(st.integers(-(2**31), 2**31 - 9), min_size=len(weights), max_size=len(weights)))
     tables = Tables(np.array(lows), [normalise(w) for w in weights], data.draw(st.booleans()))
     assert same(Tables.from_arrays(tables.to_arrays()), tables)
@@ -127,10 +125,7 @@ def test_gaussian_tables() -> None:
         assert sigma < 1 or np.isclose((inside * values**2).sum(), sigma**2 + 1 / 12, rtol=1e-3)
         assert counts[-1] < 40
     bounded = gaussian_tables([2.0, 2.0], [0.0, 0.25], escape=False)
-    means = [
-        (c * (low + np.arange(len(c)))).sum() / TOTAL
-        for low, c in zip(bounded.lows, bounded.counts, strict=True)
-    ]
+    means = [(c * (low + np.arange(len(c)))).sum() / TOTAL for low, c in zip(bounded.lows, bounded.counts, strict=True)]
     assert np.allclose(means, [0, 0.25], atol=1e-3)
     for bad in ([0.0], [-1.0], [np.nan], [np.inf]):
         with pytest.raises(ValueError, match="positive"):

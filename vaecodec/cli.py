@@ -96,7 +96,9 @@ def compress(
     """Compress the picture SOURCE to TARGET (by default: SOURCE with the suffix .vae)."""
     from .image import open_picture
 
-    target = destination(source, target or output, ".vae")
+    if math.isnan(quality):
+        raise click.BadParameter("nan is no quality", param_hint="--quality")
+    target = destination(source, target, output, ".vae")
     picture = open_picture(read(source))
     codec = load_codec(device, threads, weights)
     began = time.perf_counter()
@@ -127,7 +129,8 @@ def decompress(
     quiet: bool,
 ) -> None:
     """Decompress SOURCE to TARGET, a picture in the format of its suffix (by default PNG)."""
-    target = destination(source, target or output, ".png")
+    target = destination(source, target, output, ".png")
+    format = picture_format(target)
     data = read(source)
     header = read_header(data)
     from .image import encode_picture
@@ -135,8 +138,11 @@ def decompress(
     codec = load_codec(device, threads, weights)
     with bar(header.width * header.height, quiet) as progress:
         picture = codec.decompress(data, progress=progress)
-    with written(target, encode_picture(picture, picture_format(target))):
+    encoded, lost = encode_picture(picture, format)
+    with written(target, encoded):
         pass
+    if lost:
+        click.echo(f"vaecodec: {format} did not take the picture's {', '.join(lost)}", err=True)
     if not quiet:
         click.echo(f"{target}: {header.width} x {header.height}", err=True)
 
@@ -252,10 +258,19 @@ def load_codec(device: str, threads: int | None, weights: Path | None) -> Codec:
         raise click.UsageError(f"device {device}: {str(error).splitlines()[0]}") from None
 
 
-def destination(source: Path, target: Path | None, suffix: str) -> Path:
-    if target is not None:
-        return target
-    return Path("-") if str(source) == "-" else source.with_suffix(suffix)
+def destination(source: Path, target: Path | None, output: Path | None, suffix: str) -> Path:
+    """Where to write. A name that the user did not give never replaces a file."""
+    if target is not None and output is not None:
+        raise click.UsageError("TARGET and --output both say where to write")
+    named = target or output
+    if named is not None:
+        return named
+    if str(source) == "-":
+        return source
+    default = source.with_suffix(suffix)
+    if default.exists():
+        fail(f"{default} exists; name it with -o to replace it", 1)
+    return default
 
 
 def read(path: Path) -> bytes:
@@ -272,7 +287,10 @@ def written(target: Path, data: bytes) -> Iterator[Path | None]:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

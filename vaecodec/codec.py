@@ -31,7 +31,7 @@ from bitstream import (
     unpack,
 )
 
-from .exact import QUALITY_MAX, UNIT, interpolate
+from .exact import UNIT, interpolate
 from .image import Pixels, metadata_of, picture_of, pixels_of
 from .model import step_masks
 from .weights import Lossy, WeightsError, load, packaged
@@ -40,6 +40,7 @@ PATCH = 16  # pixels to a latent, along one side
 HYPER = 4  # latents to a hyper-latent, along one side
 NETWORK = 0  # the only tile method of lossy files
 TILE = 1024
+TILE_MAX = 2048  # it bounds the memory and the work that a tile costs before its checksum is known
 
 SYMBOL_MAX = 2**19  # a decoded latent in steps of 1/16 then fits in float32's 24 bits
 
@@ -111,9 +112,9 @@ class Codec:
         pixels done after each tile. Raises ImageError for pictures that are not supported, ValueError for a quality
         out of range, LimitError for a picture that no reader would accept.
         """
-        hundredths = round(quality * 100)
-        if not 0 <= hundredths <= QUALITY_MAX:
+        if not 0 <= quality <= 100:
             raise ValueError(f"quality {quality} is not in 0..100")
+        hundredths = round(quality * 100)
         pixels, mode = pixels_of(picture)
         height, width, _ = pixels.shape
         header = Header(Kind.LOSSY, mode, width, height, 8, hundredths, 0, TILE, self.lossy.identity)
@@ -140,8 +141,8 @@ class Codec:
         header = container.header
         if header.kind != Kind.LOSSY or header.colour != 0 or header.mode.name not in ("L", "RGB"):
             raise VersionError(f"kind {header.kind.name}, mode {header.mode.name} is not supported by this version")
-        if header.tile % (PATCH * HYPER):
-            raise CorruptError(f"tile size {header.tile} is no multiple of {PATCH * HYPER}")
+        if header.tile > TILE_MAX:
+            raise CorruptError(f"tile size {header.tile} is larger than {TILE_MAX}")
         if header.model != self.lossy.identity:
             raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossy.identity.hex()}")
         rows, columns = -(-header.height // PATCH), -(-header.width // PATCH)
@@ -178,7 +179,7 @@ class Codec:
         rows, columns = y.shape[2:]
         padded = F.pad(y, (0, -columns % HYPER, 0, -rows % HYPER), mode="replicate")
         z_mean = interpolate(self.lossy.z_mean, q)[:, :, None, None]
-        z = torch.round(model.h_a(padded, q) - z_mean * UNIT).long()
+        z = torch.round(model.h_a(padded, q) - z_mean * UNIT).clamp(-SYMBOL_MAX, SYMBOL_MAX).long()
         parts = [(flat(z), self._z_tables(z, q))]
         features = self._features(z, z_mean, q, rows, columns)
         y_hat = torch.zeros_like(y)
@@ -207,7 +208,7 @@ class Codec:
             nonlocal crc
             symbols = stack.pop(self.lossy.tables, tables)
             crc = checksum(symbols, crc)
-            if symbols.size and max(symbols.max(), -symbols.min()) > SYMBOL_MAX:
+            if symbols.min() < -SYMBOL_MAX or symbols.max() > SYMBOL_MAX:
                 raise CorruptError("a latent is out of range")
             return torch.from_numpy(symbols).to(device)
 

@@ -12,7 +12,8 @@ A layer lives in one of three states:
             through (Bengio et al. 2013, arXiv:1308.3432);
 * frozen    after export: the parameters *are* the rounded values and are used as they stand.
 
-The rounded layer in training and the frozen layer compute the same function.
+The rounded layer in training and the frozen layer compute the same function (at qualities between two knots up to the
+rounding of the interpolated bias).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from .model import SCALES, Config, LossyModel, scale_of
 from .train import Crops, load_images
 from .weights import save
 
-FIT_BATCHES = 150
+FIT_BATCHES = 80
 PRIOR_WEIGHT = 300.0
 """How many observed latents the Gaussian counts for, in each table."""
 
@@ -70,5 +70,6 @@ def fit_tables(model: LossyModel, crops: Crops) -> Tables:
 def export(checkpoint: Path, data: Path, out: Path) -> None:
     """Write the weights file for a checkpoint; ``data``: training pictures to fit the tables on."""
     model = load_checkpoint(checkpoint)
-    crops = Crops(load_images(data), 256, torch.device("cpu"), seed=2)
-    save(out, model, fit_tables(model, crops))
+    images = load_images(data)
+    side = min(256, max(min(image.shape[1:]) for image in images) // 64 * 64)
+    save(out, model, fit_tables(model, Crops(images, side, torch.device("cpu"), seed=2)))

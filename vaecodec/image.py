@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
-from bitstream import EXIF, ICC, XMP, Mode, Section, VaeError
+from bitstream import EXIF, ICC, XMP, Limits, Mode, Section, VaeError
 
 Pixels = NDArray[np.uint8]
 
@@ -22,6 +23,7 @@ def open_picture(data: bytes) -> Image.Image:
     """A picture from the bytes of a file. Raises ImageError."""
     try:
         picture = Image.open(io.BytesIO(data))
+        refuse_deep(picture)
         picture.load()
     except Image.DecompressionBombError as error:
         raise ImageError(str(error)) from None
@@ -31,8 +33,15 @@ def open_picture(data: bytes) -> Image.Image:
     return picture
 
 
+def refuse_deep(picture: Image.Image) -> None:
+    """Raises ImageError for 16-bit colour, which Pillow would cut to 8 bits without a word while it loads."""
+    if any("16" in str(tile[3]) for tile in getattr(picture, "tile", [])) and not picture.mode.startswith("I"):
+        raise ImageError(f"16-bit {picture.mode} is not supported: convert it to 8 bits first")
+
+
 def pixels_of(picture: Image.Image) -> tuple[Pixels, Mode]:
     """uint8 [H, W, 3] of an 8-bit grey or colour picture, and its mode. Raises ImageError for any other."""
+    refuse_deep(picture)
     frames = getattr(picture, "n_frames", 1)
     if frames > 1:
         raise ImageError(f"{frames} frames: only single pictures are supported")
@@ -57,33 +66,43 @@ def picture_of(pixels: Pixels, mode: Mode, sections: tuple[Section, ...]) -> Ima
     return picture
 
 
+XMP_TIFF_TAG = 700
 INFO_KEYS = {EXIF: "exif", ICC: "icc_profile", XMP: "xmp"}
 
 
 def metadata_of(picture: Image.Image) -> list[Section]:
-    """EXIF, ICC profile and XMP, as they stand in the file."""
+    """EXIF, ICC profile and XMP, as they stand in the file. Raises ImageError for more than a reader accepts."""
     sections = []
     for tag, key in INFO_KEYS.items():
         payload: Any = picture.info.get(key)
         if isinstance(payload, str):
             payload = payload.encode()
         if payload:
+            limit = Limits().max_icc if tag == ICC else Limits().max_metadata
+            if len(payload) > limit:
+                raise ImageError(f"{key} of {len(payload)} bytes: readers accept {limit}")
             sections.append(Section(tag, payload))
     return sections
 
 
-def encode_picture(picture: Image.Image, format: str) -> bytes:
-    """The bytes of a file in one of Pillow's formats, metadata included. Raises ImageError if it cannot hold them."""
-    stream = io.BytesIO()
-    keep = {key: picture.info[key] for key in INFO_KEYS.values() if key in picture.info}
-    if format == "PNG" and "xmp" in keep:
-        from PIL.PngImagePlugin import PngInfo
+def encode_picture(picture: Image.Image, format: str) -> tuple[bytes, list[str]]:
+    """The bytes of a file in one of Pillow's formats, and the names of the metadata that this format could not take.
 
-        text = PngInfo()
-        text.add_itxt("XML:com.adobe.xmp", keep.pop("xmp").decode("utf-8", "replace"))
-        keep["pnginfo"] = text
+    Raises ImageError if the picture cannot be written.
+    """
+    stream = io.BytesIO()
+    kept = {key: picture.info[key] for key in INFO_KEYS.values() if key in picture.info}
+    options: dict[str, Any] = dict(kept)
+    # Pillow reads XMP from these two under one name and writes it under others.
+    if format == "PNG" and "xmp" in kept:
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode("utf-8", "replace"))
+    if format == "TIFF" and "xmp" in kept:
+        options["tiffinfo"] = {XMP_TIFF_TAG: options.pop("xmp")}
     try:
-        picture.save(stream, format, **keep)
+        picture.save(stream, format, **options)
+        with Image.open(stream) as written:
+            lost = [key for key in kept if key not in written.info]
     except (OSError, ValueError, KeyError) as error:
         raise ImageError(f"cannot write {format}: {error}") from None
-    return stream.getvalue()
+    return stream.getvalue(), lost

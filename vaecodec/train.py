@@ -28,6 +28,7 @@ from .exact import QUALITY_MAX
 from .model import LAMBDA_MAX, LAMBDA_MIN, PIXEL_SCALE, Config, LossyModel, lagrangian
 
 SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm"}
+PCA_CROPS = 700
 AVERAGE_EVERY = 5  # steps; each update reads all weights
 VALIDATION_QUALITIES = (0, 2500, 5000, 7500, 10000)
 
@@ -100,7 +101,7 @@ class Crops:
         return (spread / size * QUALITY_MAX).round().long()
 
 
-def start_from_pca(model: LossyModel, images: list[Tensor]) -> None:
+def start_from_pca(model: LossyModel, crops: Crops) -> None:
     """Make the untrained model the linear codec it generalises: a two-level Karhunen-Loeve transform.
 
     The residual blocks start at zero, so g_a is then its first two 1x1 layers and g_s the transposes: principal
@@ -108,13 +109,7 @@ def start_from_pca(model: LossyModel, images: list[Tensor]) -> None:
     standard deviation: half-way to whitening, so that no channel drowns in its grid or leaves its range.
     """
     c = model.config
-    generator = torch.Generator().manual_seed(1)
-    pixels = []
-    for image in images:
-        top = int(torch.randint(0, image.shape[1] - 127, (), generator=generator))
-        left = int(torch.randint(0, image.shape[2] - 127, (), generator=generator))
-        pixels.append(image[:, top : top + 128, left : left + 128].double() - 128)
-    x = torch.stack(pixels) / PIXEL_SCALE
+    x = (crops.batch(PCA_CROPS).cpu().double() - 128) / PIXEL_SCALE
 
     def components(features: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         rows = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
@@ -203,7 +198,8 @@ def train(
     images = load_images(data)
     crops = Crops(images, config.crop, device, seed + rank)
     model = LossyModel(model_config)
-    start_from_pca(model, images)
+    if resume is None:
+        start_from_pca(model, crops)
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
     run: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model

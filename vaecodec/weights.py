@@ -2,7 +2,7 @@
 
     decoder.*   int16 weights, int32 biases, int8 shifts of each exact layer; gains; prior of z; entropy tables
     encoder.*   float16 weights of g_a and h_a and the encoder's gains
-    metadata    "config" (JSON), "self_test" (CRC-32 of the known answer, hexadecimal)
+    metadata    "config" (JSON), "self_test" (CRC-32 of the known answer), "digest" (SHA-256 of all tensors)
 
 The identity of a model is the SHA-256 of what the decoder needs: files stay valid when only the encoder improves.
 """
@@ -127,6 +127,7 @@ def save(path: Path, trained: LossyModel, tables: Tables) -> None:
     # The reference answer is float64's: there the sums are far from any limit.
     lossy.to(torch.device("cpu"), torch.float64)
     metadata["self_test"] = f"{known_answer(lossy):08x}"
+    metadata["digest"] = _digest(tensors, metadata["config"]).hex()
     save_file(tensors, path, metadata)
 
 
@@ -142,6 +143,8 @@ def load(path: Path, device: torch.device) -> Lossy:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         lossy = _assemble(tensors, metadata)
         answer = metadata["self_test"]
+        if _digest(tensors, metadata["config"]).hex() != metadata["digest"]:
+            raise ValueError("it fails its checksum")
     except FileNotFoundError:
         raise WeightsError(f"no weights at {path}") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -174,17 +177,18 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lossy:
     return Lossy(
         model=model,
         tables=tables,
-        identity=_identity(decoder, metadata["config"]),
+        identity=_digest(decoder, metadata["config"])[:16],
         inverse=decoder["inverse"].long(),
         z_mean=decoder["z_mean"].long(),
         z_index=decoder["z_index"].long(),
     )
 
 
-def _identity(decoder: dict[str, Tensor], config: str) -> bytes:
+def _digest(tensors: dict[str, Tensor], config: str) -> bytes:
+    """SHA-256 of a configuration and of tensors by name, type, shape and little-endian content."""
     digest = hashlib.sha256(config.encode())
-    for name in sorted(decoder):
-        array = decoder[name].numpy()
+    for name in sorted(tensors):
+        array = tensors[name].numpy()
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
-    return digest.digest()[:16]
+    return digest.digest()
