@@ -105,15 +105,23 @@ def test_pipes_in_this_process(packed: Path) -> None:
 
 def test_summaries_go_to_standard_error_unless_quiet(folder: Path) -> None:
     for arguments, words in (
-        (("compress", folder / "in.png"), ("bytes", "bpp", "dB")),
-        (("compress", folder / "in.png", "--no-verify"), ("bytes", "bpp")),
-        (("decompress", folder / "in.vae"), ("40 x 30",)),
+        (("compress", folder / "in.png", folder / "in.vae"), ("bytes", "bpp", "dB")),
+        (("compress", folder / "in.png", folder / "in.vae", "--no-verify"), ("bytes", "bpp")),
+        (("decompress", folder / "in.vae", folder / "out.png"), ("40 x 30",)),
         (("verify", folder / "in.vae"), ("good",)),
     ):
         loud, quiet = cli(*arguments, *TINY_CPU), cli(*arguments, "--quiet", *TINY_CPU)
         assert loud.exit_code == quiet.exit_code == 0
         assert loud.stdout == "" and all(word in loud.stderr for word in words)
         assert quiet.stdout == quiet.stderr == ""
+
+
+def test_a_name_that_was_not_given_replaces_no_file(folder: Path, packed: Path) -> None:
+    (folder / "in.vae").write_bytes(packed.read_bytes())
+    before = {name: (folder / name).read_bytes() for name in names(folder)}
+    check_failure(cli("decompress", folder / "in.vae", *TINY_CPU), 1, "in.png exists")
+    check_failure(cli("compress", folder / "in.png", *TINY_CPU), 1, "in.vae exists")
+    assert all((folder / name).read_bytes() == data for name, data in before.items())
 
 
 def test_info(packed: Path, tiny: Codec) -> None:

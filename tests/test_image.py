@@ -85,12 +85,19 @@ def test_what_is_no_picture_is_refused() -> None:
             open_picture(data)
 
 
+def test_metadata_that_a_format_cannot_take_is_named() -> None:
+    pixels, mode = pixels_of(picture(9, 5))
+    sections = (Section(EXIF, exif().tobytes()), Section(ICC, b"profile" * 30))
+    assert sorted(encode_picture(picture_of(pixels, mode, sections), "BMP")[1]) == ["exif", "icc_profile"]
+
+
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_metadata_goes_through_pictures_files(format: str) -> None:
     image = picture(9, 5)
     sections = (Section(EXIF, exif().tobytes()), Section(ICC, b"profile" * 30), Section(XMP, b"<x:xmpmeta/>"))
     pixels, mode = pixels_of(image)
-    written = encode_picture(picture_of(pixels, mode, sections), format)
+    written, lost = encode_picture(picture_of(pixels, mode, sections), format)
+    assert lost == []
     read = {section.tag: bytes(section.payload) for section in metadata_of(open_picture(written))}
     assert read[ICC] == b"profile" * 30 and read[XMP] == b"<x:xmpmeta/>"
     tags = Image.open(io.BytesIO(written)).getexif()

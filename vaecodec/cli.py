@@ -36,7 +36,8 @@ class Group(click.Group):
         except MemoryError:
             fail("out of memory", 1)
         except OSError as error:
-            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+            name = error.filename2 or error.filename  # of a rename, the target
+            fail(f"{name}: {error.strerror}" if name else str(error), 1)
 
 
 def fail(message: str, code: int) -> None:

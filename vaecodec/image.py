@@ -98,11 +98,16 @@ def encode_picture(picture: Image.Image, format: str) -> tuple[bytes, list[str]]
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode("utf-8", "replace"))
     if format == "TIFF" and "xmp" in kept:
-        options["tiffinfo"] = {XMP_TIFF_TAG: options.pop("xmp")}
+        tags = Image.Exif()
+        tags.load(kept.get("exif", b""))
+        tags[XMP_TIFF_TAG] = options.pop("xmp")
+        options["exif"] = tags
     try:
         picture.save(stream, format, **options)
         with Image.open(stream) as written:
-            lost = [key for key in kept if key not in written.info]
+            # TIFF keeps EXIF in its own tags
+            held = {*written.info, "exif"} if written.getexif() else {*written.info}
+            lost = [key for key in kept if key not in held]
     except (OSError, ValueError, KeyError) as error:
         raise ImageError(f"cannot write {format}: {error}") from None
     return stream.getvalue(), lost

@@ -176,10 +176,10 @@ def train(
     device_name: str = "auto",
     seed: int = 0,
 ) -> None:
-    """Train for ``minutes`` and write to ``out``: last.pt, stable.pt (before the decay), curve.csv.
+    """Train for ``minutes`` and write to ``out``: last.pt, stable.pt, curve.csv.
 
-    ``resume`` goes on from a checkpoint: exactly, with its own clock, if it was written into ``out`` by the same run;
-    otherwise its weights start a new run.
+    last.pt holds the whole state: ``resume`` with the one in ``out`` goes on exactly, clock included. stable.pt holds
+    the weights before the decay in half precision: resumed, it starts a new run, as any other checkpoint does.
     """
     model_config, config = read_config(config_path)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -208,8 +208,8 @@ def train(
     if resume is not None:
         state = torch.load(resume, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        if resume.parent.resolve() == out.resolve():
+        average.load_state_dict(state.get("average", state["model"]))
+        if "optim" in state and resume.parent.resolve() == out.resolve():
             step, spent = state["step"], state["spent"]
             optim.load_state_dict(state["optim"])
             if world == 1:
@@ -219,7 +219,11 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     val_images = load_images(val) if val is not None and rank == 0 else []
 
-    def checkpoint(name: str) -> None:
+    def keep_stable() -> None:
+        half = {name: tensor.half().cpu() for name, tensor in average.state_dict().items()}
+        torch.save({"model": half, "config": asdict(model_config)}, out / "stable.pt")
+
+    def checkpoint() -> None:
         state = {
             "model": model.state_dict(),
             "average": average.state_dict(),
@@ -230,8 +234,8 @@ def train(
             "step": step,
             "spent": spent,
         }
-        torch.save(state, out / (name + ".tmp"))
-        (out / (name + ".tmp")).replace(out / name)
+        torch.save(state, out / "last.pt.tmp")
+        (out / "last.pt.tmp").replace(out / "last.pt")
 
     def log(row: dict[str, float]) -> None:
         path = out / "curve.csv"
@@ -255,7 +259,7 @@ def train(
         if progress >= 1 - config.decay and not kept_stable:
             kept_stable = True
             if rank == 0:
-                checkpoint("stable.pt")
+                keep_stable()
         warm = min(1.0, (step + 1) / config.warmup)
         rate = config.lr * warm * min(1.0, (1 - progress) / config.decay)
         for group in optim.param_groups:
@@ -280,14 +284,14 @@ def train(
         if rank == 0 and step % 200 == 0:
             print(f"{spent / 60:7.2f} min  step {step}  loss {np.mean(losses[-4:]):.4f}", flush=True)
         if rank == 0 and spent - last_save > 180:
-            checkpoint("last.pt")
+            checkpoint()
             last_save = spent
         if rank == 0 and val_images and spent - last_log > max(120.0, budget / 12):
             log(validation_row(average, val_images, device, step, spent, losses))
             last_log = spent
     if rank == 0:
         spent = budget
-        checkpoint("last.pt")
+        checkpoint()
         if val_images:
             log(validation_row(average, val_images, device, step, spent, losses))
             plot_curve(out)
