@@ -33,7 +33,7 @@ from bitstream import (
 
 from .exact import UNIT, interpolate
 from .image import Pixels, metadata_of, picture_of, pixels_of
-from .model import step_masks
+from .model import pick, place, step_quarters
 from .weights import Lossy, WeightsError, load, packaged
 
 PATCH = 16  # pixels to a latent, along one side
@@ -183,11 +183,12 @@ class Codec:
         parts = [(flat(z), self._z_tables(z, q))]
         features = self._features(z, z_mean, q, rows, columns)
         y_hat = torch.zeros_like(y)
-        for mask, context in zip(step_masks(y.shape[1], rows, columns, y.device), model.context, strict=True):
+        for step, context in enumerate(model.context):
+            quarters = step_quarters(rows, columns, step, y.device)
             mean, index = context(features, y_hat, q)
-            symbols = torch.round(y - mean).clamp(-SYMBOL_MAX, SYMBOL_MAX)
-            y_hat = torch.where(mask, symbols + mean, y_hat)
-            parts.append((flat(symbols[0][mask]), flat(index[0][mask])))
+            symbols = torch.round(pick(y, quarters) - mean).clamp(-SYMBOL_MAX, SYMBOL_MAX)
+            y_hat = place(y_hat, quarters, symbols + mean)
+            parts.append((flat(symbols), flat(index)))
         crc, stack = 0, AnsStack()
         for values, _ in parts:
             crc = checksum(values, crc)
@@ -217,9 +218,10 @@ class Codec:
         z = pop(self._z_tables(z, q)).long().view(z.shape)
         features = self._features(z, z_mean, q, rows, columns)
         y_hat = torch.zeros((1, c.latent, rows, columns), dtype=dtype, device=device)
-        for mask, context in zip(step_masks(c.latent, rows, columns, device), model.context, strict=True):
+        for step, context in enumerate(model.context):
             mean, index = context(features, y_hat, q)
-            y_hat[0][mask] = pop(flat(index[0][mask])).to(dtype) + mean[0][mask]
+            symbols = pop(flat(index)).to(dtype).view(mean.shape)
+            y_hat = place(y_hat, step_quarters(rows, columns, step, device), symbols + mean)
         if crc != tile.crc or not stack.is_empty():
             raise CorruptError("a tile fails its checksum")
         return flat(y_hat / UNIT).reshape(c.latent, rows, columns)

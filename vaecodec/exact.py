@@ -141,10 +141,13 @@ class Conv(nn.Module):
         self.bias = nn.Parameter((bias.double() * self.out_unit).float(), requires_grad=False)
         self.exact = self.frozen = True
 
-    def forward(self, x: Tensor, quality: Tensor | None = None) -> Tensor:
-        """x [B, in, H, W]; quality int64 [B], needed where ``knots`` > 1. Gives [B, out, H, W], not yet rounded."""
+    def forward(self, x: Tensor, quality: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """x [B, in, H, W]; quality int64 [B], needed where ``knots`` > 1; rows int64 [out], the output channels wanted,
+        by default all. Gives [B, out, H, W], not yet rounded."""
         weight, bias = (self.weight, self.bias) if self.frozen or not self.exact else self.rounded()
-        kernel, pad = weight.view(self.shape), self.shape[2] // 2
+        if rows is not None:
+            weight, bias = weight[rows], bias[:, rows]
+        kernel, pad = weight.view(-1, *self.shape[1:]), self.shape[2] // 2
         x = x.to(self.weight.dtype) if self.wide else x
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not self.wide):
             out = F.conv2d(x, kernel, padding=pad)

@@ -44,6 +44,9 @@ SCALES = 64
 SCALE_MIN, SCALE_MAX = 0.11, 256.0
 LAMBDA_MIN, LAMBDA_MAX = 0.001, 0.25
 STEPS = 4
+STEP_ORDER = (0, 3, 1, 2)
+"""A step's quarter, xor the parity of the position. Diagonal neighbours come first (0 and 3): then the last two steps
+see all four direct neighbours of the same channel."""
 PIXEL_SCALE = 64
 """Levels in one unit of the networks: it keeps first and last weights the size of the others."""
 PIXEL_UNIT = 1 / 16 / PIXEL_SCALE
@@ -84,14 +87,23 @@ def gaussian_bits(value: Tensor, scale: Tensor) -> Tensor:
     return -torch.log2((upper - lower).clamp(min=1e-9))
 
 
-def step_masks(channels: int, height: int, width: int, device: torch.device | str) -> list[Tensor]:
-    """Four bool [M, H, W]: which latents each context step decodes. Together they cover each latent once."""
-    group = (torch.arange(channels, device=device) * STEPS // channels)[:, None, None]
-    row = torch.arange(height, device=device)[None, :, None] % 2
-    column = torch.arange(width, device=device)[None, None, :] % 2
-    difference = group ^ (2 * row + column)
-    # diagonal neighbours first: then the last two steps see all four direct neighbours of the same channel
-    return [difference == d for d in (0, 3, 1, 2)]
+def step_quarters(height: int, width: int, step: int, device: torch.device) -> Tensor:
+    """int64 [h, w]: which quarter of the channels a context step decodes at each position."""
+    row = torch.arange(height, device=device)[:, None] % 2
+    column = torch.arange(width, device=device)[None, :] % 2
+    return STEP_ORDER[step] ^ (2 * row + column)
+
+
+def pick(y: Tensor, quarters: Tensor) -> Tensor:
+    """Of y [B, M, h, w] the given quarter of the channels at each position: [B, M / 4, h, w]."""
+    y = y.view(len(y), STEPS, -1, *y.shape[2:])
+    return y.gather(1, quarters.expand(len(y), 1, *y.shape[2:])).squeeze(1)
+
+
+def place(y: Tensor, quarters: Tensor, values: Tensor) -> Tensor:
+    """y with ``values`` where ``pick`` takes them from."""
+    y = y.view(len(y), STEPS, -1, *y.shape[2:])
+    return y.scatter(1, quarters.expand(len(y), 1, *y.shape[2:]), values.unsqueeze(1)).flatten(1, 2)
 
 
 class Block(nn.Module):
@@ -195,10 +207,12 @@ class HyperSynthesis(nn.Module):
 
 
 class Context(nn.Module):
-    """One context step: features and the latents decoded so far to mean and table index of every latent."""
+    """One context step: features and the latents decoded so far to the mean and the table index of each latent that the
+    step decodes, [B, M / 4, h, w] both."""
 
-    def __init__(self, c: Config) -> None:
+    def __init__(self, c: Config, step: int) -> None:
         super().__init__()
+        self.step = step
         limits = [HIDDEN_MAX] * c.hyper + [CONTEXT_MAX] * c.latent
         self.conv_a = Conv(c.hyper + c.latent, c.hyper, in_max=limits, knots=c.knots)
         self.conv_b = Conv(c.hyper, c.hyper, 3)
@@ -212,7 +226,14 @@ class Context(nn.Module):
         seen = requantise(y_hat * 0.25, UNIT, -limit, limit, exact)
         h = hidden(self.conv_a, torch.cat([features, seen.to(features.dtype)], 1), quality)
         h = hidden(self.conv_b, h)
-        mean, index = self.conv_c(h).float().chunk(2, 1)
+        # conv_c has a mean and an index for all M latents; a position needs only those of its quarter.
+        rows = torch.arange(2 * y_hat.shape[1], device=h.device).view(2, STEPS, -1)
+        out = y_hat.new_empty(len(h), rows[:, 0].numel(), *h.shape[2:])
+        for parity in range(STEPS):
+            part = (..., slice(parity // 2, None, 2), slice(parity % 2, None, 2))
+            if h[part].numel():
+                out[part] = self.conv_c(h[part], rows=rows[:, STEP_ORDER[self.step] ^ parity].flatten())
+        mean, index = out.chunk(2, 1)
         return (
             requantise(mean, UNIT, -MEAN_MAX, MEAN_MAX, exact),
             requantise(keep_in(index / UNIT, 0, SCALES - 1), 1.0, 0, SCALES - 1, exact),
@@ -226,8 +247,8 @@ def keep_in(x: Tensor, low: float, high: float) -> Tensor:
 
 
 class Pass(NamedTuple):
-    """What a training pass gives: bits [B] of each picture, x_hat [B, 3, H, W] in 0..255, and for each latent
-    [B, M, h, w] the rounded y - mean and the index of its scale."""
+    """What a training pass gives: bits [B] of each picture, x_hat [B, 3, H, W] in 0..255, and for each latent, in the
+    order of the steps, y - mean with noise (or rounded) and the index of its scale [B, M, h, w]."""
 
     bits: Tensor
     x_hat: Tensor
@@ -243,7 +264,7 @@ class LossyModel(nn.Module):
         self.config = c = config
         self.g_a, self.h_a = Analysis(c), HyperAnalysis(c)
         self.h_s, self.g_s = HyperSynthesis(c), Synthesis(c)
-        self.context = nn.ModuleList(Context(c) for _ in range(STEPS))
+        self.context = nn.ModuleList(Context(c, step) for step in range(STEPS))
         self.log_gain = nn.Parameter(torch.zeros(c.knots, c.latent))  # g_a's output -> units of the quantiser
         self.log_inverse = nn.Parameter(torch.zeros(c.knots, c.latent))  # and back, for g_s
         self.z_mean = nn.Parameter(torch.zeros(c.knots, c.hyper_latent))
@@ -277,22 +298,20 @@ class LossyModel(nn.Module):
             z_hat = snap(z - z_mean, 1.0) + z_mean
             bits_z = gaussian_bits(z_hat - z_mean if hard else z - z_mean + noise(z), scale_of(z_index))
             features = self.h_s(z_hat, quality)
-            y_hat, means, indexes = torch.zeros_like(y), torch.zeros_like(y), torch.zeros_like(y)
-            for mask, context in zip(
-                step_masks(y.shape[1], y.shape[2], y.shape[3], x.device), self.context, strict=True
-            ):
+            y_hat, steps = torch.zeros_like(y), []
+            for step, context in enumerate(self.context):
+                quarters = step_quarters(y.shape[2], y.shape[3], step, y.device)
                 mean, index = context(features, y_hat, quality)
-                means, indexes = torch.where(mask, mean, means), torch.where(mask, index, indexes)
-                y_hat = torch.where(mask, snap(y - mean, 1.0) + mean, y_hat)
-            bits_y = gaussian_bits(y_hat - means if hard else y - means + noise(y), scale_of(indexes))
+                value = pick(y, quarters) - mean
+                rounded = snap(value, 1.0)
+                y_hat = place(y_hat, quarters, rounded + mean)
+                steps.append((rounded if hard else value + noise(value), index))
+            residual, scale_index = (torch.cat(parts, 1) for parts in zip(*steps, strict=True))
+            bits_y = gaussian_bits(residual, scale_of(scale_index))
             inverse = per_channel(interpolate(self.log_inverse.exp(), quality))
             x_hat = self.g_s(stream(y_hat * inverse, exact), quality)
-        return Pass(
-            bits=bits_y.sum((1, 2, 3)) + bits_z.sum((1, 2, 3)),
-            x_hat=x_hat.float(),
-            residual=y_hat - means,
-            scale_index=indexes,
-        )
+        bits = bits_y.sum((1, 2, 3)) + bits_z.sum((1, 2, 3))
+        return Pass(bits, x_hat.float(), residual, scale_index)
 
 
 def per_channel(x: Tensor) -> Tensor:
