@@ -321,7 +321,7 @@ def test_identity_names_what_the_decoder_needs(tmp_path: Path) -> None:
     assert len(base) == 16 and identity(tmp_path) == base
     assert identity(tmp_path, lambda m: m.g_a.stem.weight.mul_(2)) == base
     assert identity(tmp_path, lambda m: m.h_a.conv_a.bias.add_(1)) == base
-    assert identity(tmp_path, lambda m: m.log_gain.add_(1)) == base
+    assert identity(tmp_path, lambda m: m.log_ratio.add_(1)) == base
     others = {
         identity(tmp_path, lambda m: m.g_s.head.bias.add_(1)),
         identity(tmp_path, lambda m: m.h_s.conv_a.weight.mul_(1.5)),
@@ -349,7 +349,7 @@ def test_a_changed_decoder_fails_the_self_test(tmp_path: Path, part: str) -> Non
         load(path, CPU)
 
 
-@pytest.mark.parametrize("part", ["decoder.tables.lows", "decoder.z_mean", "decoder.inverse", "encoder.log_gain"])
+@pytest.mark.parametrize("part", ["decoder.tables.lows", "decoder.z_mean", "decoder.inverse", "encoder.log_ratio"])
 def test_any_changed_number_fails_the_checksum(tmp_path: Path, part: str) -> None:
     tensors, metadata = tensors_of(TINY)
     tensors[part].view(-1)[0] += 1

@@ -168,8 +168,8 @@ class Codec:
         missing = ((outer.right - outer.left) * PATCH - x.shape[3], (outer.bottom - outer.top) * PATCH - x.shape[2])
         x = F.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
         model = self.lossy.model
-        x = x.to(model.log_gain.dtype).contiguous(memory_format=torch.channels_last)
-        y: Tensor = model.g_a(x, q) * interpolate(model.log_gain.exp(), q)[:, :, None, None]
+        x = x.to(model.log_ratio.dtype).contiguous(memory_format=torch.channels_last)
+        y = self.lossy.quantiser_units(model.g_a(x, q), q)
         top, left = box.top - outer.top, box.left - outer.left
         return y[:, :, top : top + box.bottom - box.top, left : left + box.right - box.left]
 
@@ -201,7 +201,7 @@ class Codec:
         if tile.method != NETWORK:
             raise VersionError(f"unknown tile method {tile.method}")
         model, stack = self.lossy.model, AnsStack(tile.words)
-        c, device, dtype = model.config, self.device, model.log_gain.dtype
+        c, device, dtype = model.config, self.device, model.log_ratio.dtype
         rows, columns = box.bottom - box.top, box.right - box.left
         crc = 0
 
@@ -230,7 +230,7 @@ class Codec:
         return flat(interpolate(self.lossy.z_index, q)[:, :, None, None].expand(z.shape))
 
     def _features(self, z: Tensor, z_mean: Tensor, q: Tensor, rows: int, columns: int) -> Tensor:
-        z_hat = (z * round(1 / UNIT) + z_mean).to(self.lossy.model.log_gain.dtype) * UNIT
+        z_hat = (z * round(1 / UNIT) + z_mean).to(self.lossy.model.log_ratio.dtype) * UNIT
         features: Tensor = self.lossy.model.h_s(z_hat, q)
         return features[:, :, :rows, :columns]
 
@@ -239,7 +239,7 @@ class Codec:
         outer = box.grown(self.margin, *latents.shape[1:])
         part = latents[:, outer.top : outer.bottom, outer.left : outer.right]
         y_hat = torch.from_numpy(np.array(part)).to(self.device)[None].long()
-        stream = self.lossy.scaled(y_hat, q).contiguous(memory_format=torch.channels_last)
+        stream = self.lossy.stream(y_hat, q).contiguous(memory_format=torch.channels_last)
         x_hat = torch.floor(self.lossy.model.g_s(stream, q) + 0.5).clamp(0, 255).to(torch.uint8)
         top, left = (box.top - outer.top) * PATCH, (box.left - outer.left) * PATCH
         height, width = (box.bottom - box.top) * PATCH, (box.right - box.left) * PATCH

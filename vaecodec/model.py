@@ -265,8 +265,8 @@ class LossyModel(nn.Module):
         self.g_a, self.h_a = Analysis(c), HyperAnalysis(c)
         self.h_s, self.g_s = HyperSynthesis(c), Synthesis(c)
         self.context = nn.ModuleList(Context(c, step) for step in range(STEPS))
-        self.log_gain = nn.Parameter(torch.zeros(c.knots, c.latent))  # g_a's output -> units of the quantiser
-        self.log_inverse = nn.Parameter(torch.zeros(c.knots, c.latent))  # and back, for g_s
+        self.log_inverse = nn.Parameter(torch.zeros(c.knots, c.latent))  # the quantiser's step, in units of g_s
+        self.log_ratio = nn.Parameter(torch.zeros(c.knots, c.latent))  # of g_a's units to those of g_s
         self.z_mean = nn.Parameter(torch.zeros(c.knots, c.hyper_latent))
         self.z_index = nn.Parameter(torch.full((c.knots, c.hyper_latent), 25.0))
 
@@ -283,6 +283,14 @@ class LossyModel(nn.Module):
         for conv in self.decoder_convs().values():
             conv.exact = on
 
+    def scaled(self, y: Tensor, inverse: Tensor, quality: Tensor) -> Tensor:
+        """g_a's output in steps of the quantiser.
+
+        The gain is the decoder's, inverted: were it interpolated by itself, the product of the two would swing by a few
+        per cent between knots, and large latents with it.
+        """
+        return y * (per_channel(interpolate(self.log_ratio, quality).exp()) / inverse)
+
     def forward(self, x: Tensor, quality: Tensor, hard: bool = False) -> Pass:
         """Training pass. x float [B, 3, H, W] in 0..255, H and W multiples of 64; quality int64 [B].
 
@@ -291,7 +299,8 @@ class LossyModel(nn.Module):
         exact = self.g_s.head.exact
         y = self.g_a(x, quality).float()
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not exact):
-            y = y * per_channel(interpolate(self.log_gain.exp(), quality))
+            inverse = per_channel(interpolate(self.log_inverse.exp(), quality))
+            y = self.scaled(y, inverse, quality)
             z = self.h_a(y, quality).float()
             z_mean = per_channel(interpolate(snap(self.z_mean, UNIT), quality))
             z_index = per_channel(interpolate(self.z_index, quality)).clamp(0, SCALES - 1)
@@ -308,7 +317,6 @@ class LossyModel(nn.Module):
                 steps.append((rounded if hard else value + noise(value), index))
             residual, scale_index = (torch.cat(parts, 1) for parts in zip(*steps, strict=True))
             bits_y = gaussian_bits(residual, scale_of(scale_index))
-            inverse = per_channel(interpolate(self.log_inverse.exp(), quality))
             x_hat = self.g_s(stream(y_hat * inverse, exact), quality)
         bits = bits_y.sum((1, 2, 3)) + bits_z.sum((1, 2, 3))
         return Pass(bits, x_hat.float(), residual, scale_index)

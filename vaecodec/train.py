@@ -132,7 +132,6 @@ def start_from_pca(model: LossyModel, crops: Crops) -> None:
         weight = LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** torch.linspace(0, 1, c.knots)
         step = (18 / (math.log(2) * weight)).sqrt() / PIXEL_SCALE
         gain = scale_2[None, :] / step[:, None]
-        model.log_gain.copy_(gain.log())
         model.log_inverse.copy_(-gain.log())
 
 

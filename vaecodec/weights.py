@@ -25,7 +25,7 @@ from torch import Tensor
 from bitstream import Tables, VaeError
 
 from .exact import QUALITY_MAX, STREAM_MAX, STREAM_UNIT, UNIT, interpolate
-from .model import GAIN_BITS, SCALES, Config, LossyModel
+from .model import GAIN_BITS, SCALES, Config, LossyModel, per_channel
 
 KNOWN_INPUTS = ((0, 64), (6180, 64), (QUALITY_MAX, 2**20))
 """Quality and largest latent, in steps of 1/16, of the self-test's tiles; the last drives every sum to its limits."""
@@ -58,9 +58,14 @@ class Lossy:
         self.model.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.inverse, self.z_mean, self.z_index = (x.to(device) for x in (self.inverse, self.z_mean, self.z_index))
 
-    def scaled(self, y_hat: Tensor, quality: Tensor) -> Tensor:
+    def quantiser_units(self, y: Tensor, quality: Tensor) -> Tensor:
+        """g_a's output [1, M, h, w] in steps of the quantiser."""
+        inverse = per_channel(interpolate(self.inverse, quality)).to(y.dtype) * 2**-GAIN_BITS
+        return self.model.scaled(y, inverse, quality)
+
+    def stream(self, y_hat: Tensor, quality: Tensor) -> Tensor:
         """g_s's input for decoded latents: int64 [1, M, h, w] in steps of 1/16 to the stream's grid."""
-        gain = interpolate(self.inverse, quality)[:, :, None, None]
+        gain = per_channel(interpolate(self.inverse, quality))
         steps = round(STREAM_UNIT / UNIT * 2**GAIN_BITS)
         stream: Tensor = (y_hat * gain + steps // 2).div(steps, rounding_mode="floor")
         dtype = self.model.g_s.head.weight.dtype
@@ -89,7 +94,7 @@ def known_answer(weights: Lossy) -> int:
                 mean, index = context(features, y_hat.to(dtype) * UNIT, quality)
                 digest(mean, UNIT)
                 digest(index, 1)
-            digest(model.g_s(weights.scaled(y_hat, quality), quality), 1 / 16)
+            digest(model.g_s(weights.stream(y_hat, quality), quality), 1 / 16)
     return crc
 
 
@@ -118,7 +123,7 @@ def save(path: Path, trained: LossyModel, tables: Tables) -> None:
     encoder = {
         name: tensor.half()
         for name, tensor in trained.state_dict().items()
-        if name.startswith(("g_a.", "h_a.")) or name == "log_gain"
+        if name.startswith(("g_a.", "h_a.")) or name == "log_ratio"
     }
     tensors = {f"decoder.{k}": v.cpu().contiguous() for k, v in decoder.items()}
     tensors |= {f"encoder.{k}": v.cpu().contiguous() for k, v in encoder.items()}
