@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -199,7 +200,8 @@ def train(
     model = LossyModel(model_config)
     if resume is None:
         start_from_pca(model, crops)
-    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    to_device: Any = model.to  # not all versions of torch declare memory_format
+    to_device(device, memory_format=torch.channels_last)
     average = copy.deepcopy(model)
     run: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     optim = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)

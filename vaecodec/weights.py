@@ -15,6 +15,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ class Lossy:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
-        self.model.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_device: Any = self.model.to  # not all versions of torch declare memory_format
+        to_device(device, dtype, memory_format=torch.channels_last)
         self.inverse, self.z_mean, self.z_index = (x.to(device) for x in (self.inverse, self.z_mean, self.z_index))
 
     def quantiser_units(self, y: Tensor, quality: Tensor) -> Tensor:
