@@ -115,11 +115,11 @@ class Block(nn.Module):
         self.conv_1 = Conv(inner, channels, out_unit=STREAM_UNIT, zero=True)
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
-        exact = self.conv_3.exact
-        hidden = requantise(x, UNIT, -HIDDEN_MAX * UNIT, HIDDEN_MAX * UNIT, True) if exact else x
-        hidden = requantise(self.conv_3(hidden, quality), UNIT, 0, HIDDEN_MAX * UNIT, exact)
+        exact, limit = self.conv_3.exact, HIDDEN_MAX * UNIT
+        h = requantise(x, UNIT, -limit, limit, True) if exact else x
+        h = hidden(self.conv_3, h, quality)
         # Rounded before it is added: the sum with x would need more bits than float32 has.
-        return stream(x + stream(self.conv_1(hidden), exact), False)
+        return stream(x + stream(self.conv_1(h), exact), False)
 
 
 def stream(x: Tensor, exact: bool) -> Tensor:

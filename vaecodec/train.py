@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .exact import QUALITY_MAX
-from .model import LAMBDA_MAX, LAMBDA_MIN, PIXEL_SCALE, Config, LossyModel, lagrangian
+from .model import PIXEL_SCALE, Config, LossyModel, lagrangian
 
 SUFFIXES = {".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm"}
 PCA_CROPS = 700
@@ -130,7 +130,7 @@ def start_from_pca(model: LossyModel, crops: Crops) -> None:
         model.g_s.up.weight.copy_((second / spread).T * scale_2)
         model.g_s.head.weight.copy_(first.T * scale_1)
         # Quantiser step at high rate: minimise -3 log2(step) + lambda * step^2 / 12 over the step.
-        weight = LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** torch.linspace(0, 1, c.knots)
+        weight = lagrangian(torch.linspace(0, QUALITY_MAX, c.knots))
         step = (18 / (math.log(2) * weight)).sqrt() / PIXEL_SCALE
         gain = scale_2[None, :] / step[:, None]
         model.log_inverse.copy_(-gain.log())
