@@ -124,6 +124,7 @@ def measure(name: str, codec: Codec, files: list[Path], qualities: Sequence[floa
     points = [Point(quality, []) for quality in qualities]
     for file, point in tqdm(list(itertools.product(files, points)), desc=name):
         picture = Image.open(file).convert("RGB")
+        picture.info.clear()
         size, decoded = codec(picture, point.quality)
         point.rows.append(Row(file.stem, size, picture.width * picture.height, psnr(picture, decoded)))
     return points

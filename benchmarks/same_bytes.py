@@ -16,6 +16,7 @@ def run(source: Path, bpp: float, box: tuple[int, int, int, int], out: Path) -> 
     JPEG gets the lowest quality that reaches the rate, vaecodec the highest quality that needs no more bytes than that.
     """
     picture = Image.open(source).convert("RGB")
+    picture.info.clear()  # vaecodec would carry the ICC profile along and Pillow's JPEG would not
     pixels = picture.width * picture.height
     for quality in range(min(JPEG_QUALITIES), 101):
         size, shown_jpeg = jpeg(picture, quality)
