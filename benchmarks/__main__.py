@@ -1,10 +1,10 @@
-"""``python -m benchmarks kodak`` and ``python -m benchmarks speed``."""
+"""``python -m benchmarks``: kodak, bitsback, speed, same-bytes."""
 
 from pathlib import Path
 
 import click
 
-from . import kodak, same_bytes, speed
+from . import bitsback, kodak, same_bytes, speed
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 data_option = click.option(
@@ -55,6 +55,20 @@ def main() -> None:
 def kodak_command(data: Path, out: Path, qualities: list[float]) -> None:
     """Rate and distortion against JPEG and WebP, on Kodak or any other folder."""
     kodak.run(find_pictures(data), out / data.resolve().name, qualities)
+
+
+@main.command("bitsback")
+@data_option
+@click.option(
+    "--out",
+    default="benchmarks/results",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Results go to a folder in here with the name of the pictures' folder.",
+)
+def bitsback_command(data: Path, out: Path) -> None:
+    """Lossless rate, where its bits go, and the bound."""
+    bitsback.run(find_pictures(data), out / data.resolve().name)
 
 
 @main.command("speed")

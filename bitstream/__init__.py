@@ -3,6 +3,7 @@
 This package knows no pixels and no networks; it accepts integer arrays only.
 """
 
+from .bits_back import Parts, Record, bits_back, chain
 from .coder import AnsStack, Codec, table_codec
 from .container import (
     EXIF,
@@ -23,6 +24,7 @@ from .container import (
     unpack,
 )
 from .errors import CorruptError, LimitError, TruncatedError, VaeError, VersionError
+from .plain import pop_plain, push_plain
 from .tables import Tables, gaussian_tables, normalise
 
 __all__ = [
@@ -41,15 +43,21 @@ __all__ = [
     "LimitError",
     "Limits",
     "Mode",
+    "Parts",
+    "Record",
     "Section",
     "Tables",
     "Tile",
     "TruncatedError",
     "VaeError",
     "VersionError",
+    "bits_back",
+    "chain",
     "gaussian_tables",
     "normalise",
     "pack",
+    "pop_plain",
+    "push_plain",
     "read_header",
     "table_codec",
     "unpack",

@@ -4,23 +4,26 @@ What is pushed last is popped first. Every `push` has an exact inverse `pop`, an
 from any stack and pushing the result restores it, which is what bits-back coding rests on.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CorruptError
-from .rans import Model, RansCoder
+from .rans import WORD, Model, RansCoder
 from .tables import TOTAL, Ints, Tables
 
 try:
     import constriction
 except ImportError:  # there are platforms that it is not built for
     constriction = None
+
+T = TypeVar("T")
 
 # Escape code: 2k + side under _PREFIX, where 2**k <= distance + 1 < 2**(k + 1), then the k bits below the
 # leading one in chunks of eight, lowest first, under _BITS[width - 1]. The probability of k, 2**-(k + 1), is
@@ -64,6 +67,11 @@ class AnsStack:
     def is_empty(self) -> bool:
         """True if nothing is left to pop."""
         return bool(self._coder.is_empty())
+
+    def bits(self) -> float:
+        """What the stack holds, as a number of bits: pushing and popping change it by -log2 of the probability."""
+        words, state = self._coder.pos()
+        return WORD * int(words) + (math.log2(int(state)) if state else 0.0)
 
     def push(self, values: Ints, tables: Tables, ids: Ints) -> None:
         """Push integers so that `pop` with the same tables and ids returns them in this order.
@@ -144,14 +152,14 @@ class AnsStack:
 
 
 @dataclass(frozen=True)
-class Codec:
-    """A way to code one array. `push` and `pop` are inverse on the data and on the stack, in both orders."""
+class Codec(Generic[T]):
+    """A way to code one thing. `push` and `pop` are inverse on the data and on the stack, in both orders."""
 
-    push: Callable[[AnsStack, Ints], None]
-    pop: Callable[[AnsStack], NDArray[np.int32]]
+    push: Callable[[AnsStack, T], None]
+    pop: Callable[[AnsStack], T]
 
 
-def table_codec(tables: Tables, ids: Ints, locs: Ints | None = None) -> Codec:
+def table_codec(tables: Tables, ids: Ints, locs: Ints | None = None) -> Codec[NDArray[np.int32]]:
     """The codec that codes `v - loc` under table `id`.
 
     ids: int [N]; locs: int [N] in int32, zero if not given. Values and their differences from locs must be in

@@ -66,6 +66,10 @@ class RansCoder:
             state >>= WORD
         return np.array(words, np.uint32)
 
+    def pos(self) -> tuple[int, int]:
+        """Number of whole words, and the state above them."""
+        return len(self._words), self._state
+
     def is_empty(self) -> bool:
         """True if the state is zero, which leaves no words either."""
         return self._state == 0

@@ -14,16 +14,24 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from vaecodec import Codec, weights
+from vaecodec import Codec, export, lossless, weights
 from vaecodec.cli import main
+from vaecodec.crops import Crops
+from vaecodec.lossless import LosslessModel
 from vaecodec.model import Config, LossyModel
+from vaecodec.objectives import Lossless
 
 HERE = Path(__file__).parent
 TINY = HERE / "golden" / "tiny.safetensors"
 TINY_CONFIG = HERE / "golden" / "tiny.toml"
+TINY_LOSSLESS_CONFIG = HERE / "golden" / "tiny_lossless.toml"
 PHOTO = HERE / "data" / "astronaut.png"
 CPU = ("--device", "cpu")
 TINY_CPU = ("--weights", str(TINY), *CPU)
+
+LOSSLESS = lossless.Config(
+    levels=2, width=8, features=4, blocks=1, hidden=4, filters=1, vae_width=8, vae_blocks=1, latents=(3, 2)
+)
 
 # A busy machine is no fault of the code.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -84,19 +92,83 @@ def small_model(seed: int = 0) -> LossyModel:
     return model
 
 
+def small_lossless_model(seed: int = 0) -> LosslessModel:
+    """The same for lossless pictures."""
+    torch.manual_seed(seed)
+    model = LosslessModel(LOSSLESS)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def random_words(rng: np.random.Generator, n: int) -> bytes:
+    return rng.integers(1, 2**32, n, np.uint32).astype("<u4").tobytes()
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Codec:
     """The codec with the small frozen model."""
     return Codec("cpu", TINY)
 
 
-@pytest.fixture
-def shipped() -> Path:
-    """The packaged weights. What is tested with them must not be skipped where they are missing."""
-    path = weights.packaged()
+def packaged(kind: str) -> Path:
+    """What is tested with the packaged weights must not be skipped where they are missing."""
+    path = weights.packaged(kind)
     if not path.exists():
         pytest.fail(f"no packaged weights at {path}")
     return path
+
+
+@pytest.fixture
+def shipped() -> Path:
+    """The packaged lossy weights."""
+    return packaged("lossy")
+
+
+@pytest.fixture
+def shipped_lossless() -> Path:
+    """The packaged lossless weights."""
+    return packaged("lossless")
+
+
+@pytest.fixture(scope="session")
+def lossless_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small lossless model, trained for a few steps and exported."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "lossless.safetensors"
+    objective, device = Lossless(LOSSLESS), torch.device("cpu")
+    model = objective.build()
+    images = [torch.from_numpy(np.array(picture(96, 96, seed=seed))).permute(2, 0, 1) for seed in range(4)]
+    crops = Crops(images, 64, device, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lossless, "LINEAR_CROPS", 8)
+        patch.setattr(export, "FIT_BATCHES", 2)
+        objective.start(model, crops)
+        optim = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(30):
+            optim.zero_grad()
+            objective.loss(model, crops, 2, device).backward()  # type: ignore[no-untyped-call]
+            optim.step()
+        model.exact(True)
+        tables = export.fit_pixel_tables(model, crops), export.latent_tables(True), export.latent_tables(False)
+    weights.save_lossless(path, model, *tables)
+    return path
+
+
+@pytest.fixture(scope="session")
+def lossless_codec(lossless_weights: Path) -> Codec:
+    """The codec with the small lossless model."""
+    return Codec("cpu", lossless_weights)
+
+
+@pytest.fixture(params=["constriction", "python"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of the two coders in turn."""
+    if request.param == "constriction":
+        pytest.importorskip("constriction")
+    monkeypatch.setenv("VAECODEC_CODER", request.param)
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ from vaecodec import weights as weights_module
 from vaecodec.codec import Box
 from vaecodec.image import ImageError
 from vaecodec.model import SCALES, LossyModel, scale_of
-from vaecodec.weights import WeightsError, known_answer, load, save
+from vaecodec.weights import Lossy, WeightsError, load, save_lossy
 
 CPU = torch.device("cpu")
 TABLES = gaussian_tables(scale_of(torch.arange(SCALES).double()).numpy(), escape=True)
@@ -162,7 +162,7 @@ def test_tiles_leave_no_seam(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> No
     with vaecodec.codec.exact_arithmetic(CPU):
         tiny._synthesise(latents, Box(0, 0, rows, columns), q, whole)
     assert (tiled == whole).all()
-    monkeypatch.setattr(tiny, "margin", 0)
+    monkeypatch.setattr(Lossy, "margin", 0)
     without = np.asarray(tiny.decompress(data))
     assert (without != whole[:150, :200]).any()
 
@@ -267,7 +267,8 @@ def test_files_of_other_weights_kinds_modes_and_methods(tiny: Codec) -> None:
     file = unpack(tiny.compress(picture(20, 10)))
     for changes, error in (
         ({"model": bytes(16)}, WeightsError),
-        ({"kind": Kind.LOSSLESS}, VersionError),
+        ({"kind": Kind.LOSSLESS}, WeightsError),
+        ({"kind": Kind.PCA}, VersionError),
         ({"mode": Mode["RGBA"]}, VersionError),
         ({"colour": 1}, VersionError),
     ):
@@ -284,7 +285,7 @@ def test_files_of_other_weights_kinds_modes_and_methods(tiny: Codec) -> None:
 
 def exported(folder: Path, model: LossyModel) -> Path:
     path = folder / "small.safetensors"
-    save(path, model, TABLES)
+    save_lossy(path, model, TABLES)
     return path
 
 
@@ -293,7 +294,7 @@ def identity(folder: Path, change: Callable[[LossyModel], object] = lambda _: No
     model.exact(True)
     with torch.no_grad():
         change(model)
-    save(folder / "small.safetensors", model, tables)
+    save_lossy(folder / "small.safetensors", model, tables)
     return load(folder / "small.safetensors", CPU).identity
 
 
@@ -382,11 +383,13 @@ def test_missing_and_damaged_weights(tmp_path: Path) -> None:
 
 
 def test_float64_takes_over_where_float32_fails_and_decodes_alike(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(lossy: weights_module.Lossy) -> int:
+    known_answer = Lossy.known_answer
+
+    def failing(lossy: Lossy) -> int:
         answer = known_answer(lossy)
         return answer if lossy.model.g_s.head.weight.dtype == torch.float64 else answer ^ 1
 
-    monkeypatch.setattr(weights_module, "known_answer", failing)
+    monkeypatch.setattr(Lossy, "known_answer", failing)
     double = Codec("cpu", TINY)
     assert double.lossy.model.g_s.head.weight.dtype == torch.float64
     assert double.lossy.identity == tiny.lossy.identity

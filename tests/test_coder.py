@@ -1,9 +1,11 @@
+import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import random_words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,18 +13,6 @@ from bitstream import AnsStack, Codec, CorruptError, Tables, gaussian_tables, no
 from bitstream.tables import Ints
 
 INT32 = np.iinfo(np.int32)
-
-
-@pytest.fixture(params=["constriction", "python"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "constriction":
-        pytest.importorskip("constriction")
-    monkeypatch.setenv("VAECODEC_CODER", request.param)
-    return str(request.param)
-
-
-def random_words(rng: np.random.Generator, n: int) -> bytes:
-    return rng.integers(1, 2**32, n, np.uint32).astype("<u4").tobytes()
 
 
 def random_tables(rng: np.random.Generator, escape: bool, max_size: int = 40) -> Tables:
@@ -40,7 +30,7 @@ def random_values(rng: np.random.Generator, tables: Tables, n: int) -> tuple[Int
     return values, ids
 
 
-def check_inverse(codec: Codec, values: Ints, prior: bytes) -> None:
+def check_inverse(codec: Codec[Any], values: Ints, prior: bytes) -> None:
     """Pushing and popping restores both the data and the stack below it."""
     stack = AnsStack(prior)
     codec.push(stack, values)
@@ -52,7 +42,7 @@ def check_inverse(codec: Codec, values: Ints, prior: bytes) -> None:
     assert stack.to_bytes() == pushed
 
 
-def check_bits_back(codec: Codec, prior: bytes) -> None:
+def check_bits_back(codec: Codec[Any], prior: bytes) -> None:
     """Popping from any stack and pushing the result restores it."""
     stack = AnsStack(prior)
     codec.push(stack, codec.pop(stack))
@@ -134,27 +124,17 @@ def test_rate_is_the_entropy() -> None:
 
 
 @pytest.mark.usefixtures("backend")
-def test_codecs_compose() -> None:
-    """Bits-back: posterior popped, likelihood and prior pushed; the decoder gets the stack back."""
+def test_bits_are_the_length_and_change_by_the_information() -> None:
     rng = np.random.default_rng(2)
-    ids, other = rng.integers(0, 2, 50), rng.integers(0, 3, 200)
-    posterior = table_codec(gaussian_tables([1.0, 2.0], escape=False), ids, rng.integers(-5, 5, 50))
-    prior = table_codec(gaussian_tables([4.0, 6.0], escape=True), ids)
-    likelihood = table_codec(gaussian_tables([1.0, 3.0, 9.0], escape=True), other)
-    pixels = rng.integers(-9, 9, 200)
-
-    def push(stack: AnsStack, values: Ints) -> None:
-        latents = posterior.pop(stack)
-        likelihood.push(stack, values)
-        prior.push(stack, latents)
-
-    def pop(stack: AnsStack) -> Any:
-        latents = prior.pop(stack)
-        values = likelihood.pop(stack)
-        posterior.push(stack, latents)
-        return values
-
-    check_inverse(Codec(push, pop), pixels, random_words(rng, 40))
+    tables = Tables(np.array([0]), [np.array([1 << 20, 3 << 20, 12 << 20])], escape=False)
+    assert AnsStack().bits() == 0
+    for words in range(1, 5):
+        stack = AnsStack(random_words(rng, words))
+        for value, bits in ((0, 4), (1, 4 - math.log2(3)), (2, 4 - math.log2(12))):
+            before = stack.bits()
+            assert 8 * len(stack.to_bytes()) - 32 <= before <= 8 * len(stack.to_bytes())
+            stack.push(np.full(100, value), tables, np.zeros(100, int))
+            assert stack.bits() - before == pytest.approx(100 * bits, abs=0.05)
 
 
 @pytest.mark.usefixtures("backend")

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vaecodec import Codec
 from vaecodec.exact import ACCUMULATOR_LIMIT, QUALITY_MAX, STREAM_UNIT, UNIT, Conv, interpolate, requantise, snap
-from vaecodec.weights import known_answer
 
 QUALITIES = st.integers(0, QUALITY_MAX)
 
@@ -112,6 +111,15 @@ def test_integers_are_within_the_bound_and_use_its_range() -> None:
     assert (reach < ACCUMULATOR_LIMIT).all() and (reach > 0.3 * ACCUMULATOR_LIMIT).all()
 
 
+def test_room_is_left_for_what_is_added_to_the_result() -> None:
+    conv = layer(size=3)
+    plain, conv.added = conv.shifts(), 4000
+    weight, bias, shift = conv.integers()
+    scale = torch.exp2(shift.double())
+    reach = (weight.double().abs() * conv.in_max).sum(1) + (bias.double().abs().amax(0) + 4000.5) * scale
+    assert (reach < ACCUMULATOR_LIMIT).all() and (shift < plain).any()
+
+
 def test_integers_refuses_a_row_that_rounding_lengthens_beyond_the_limit() -> None:
     conv = Conv(256, 1, 3, in_max=2047)
     with torch.no_grad():
@@ -139,9 +147,11 @@ def test_worst_inputs_are_exact_in_float32(kernel: int) -> None:
     assert torch.equal(single(x).double(), double(x.double()))
 
 
-def test_every_layer_of_the_decoder_is_exact_on_its_worst_inputs(tiny: Codec) -> None:
+@pytest.mark.parametrize("kind", ["lossy", "lossless"])
+def test_every_layer_of_the_decoder_is_exact_on_its_worst_inputs(tiny: Codec, lossless_codec: Codec, kind: str) -> None:
     quality = torch.tensor([3333])
-    for name, conv in tiny.lossy.model.decoder_convs().items():
+    convs = tiny.lossy.model.decoder_convs() if kind == "lossy" else dict(lossless_codec.lossless.model.convs())
+    for name, conv in convs.items():
         x = worst_inputs(conv)
         double = Conv(conv.shape[1], conv.shape[0], conv.shape[2], out_unit=conv.out_unit, knots=len(conv.bias))
         double.load_state_dict(conv.state_dict())
@@ -163,10 +173,11 @@ def test_arithmetic_does_not_depend_on_threads_layout_or_library(count: int, one
             assert torch.equal(conv(x.contiguous(memory_format=layout)).double(), expected)
 
 
-def test_networks_give_the_known_answer_without_onednn(tiny: Codec) -> None:
-    expected = known_answer(tiny.lossy)
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert known_answer(tiny.lossy) == expected
+def test_networks_give_the_known_answer_without_onednn(tiny: Codec, lossless_codec: Codec) -> None:
+    for weights in (tiny.lossy, lossless_codec.lossless):
+        expected = weights.known_answer()
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert weights.known_answer() == expected
 
 
 def test_wide_layers_ignore_autocast() -> None:

@@ -1,8 +1,10 @@
 """The packaged weights decode a file to the same pixels on every path through the libraries.
 
-Each variant writes a file in a process of its own; then each variant, in another, decodes all files.
+Each variant writes a lossy and a lossless file in a process of its own; then each variant, in another, decodes all
+lossy files. The lossless ones must be the same bytes, so that it decodes one.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import torch
 from conftest import python
 from PIL import Image
 
+from bitstream import unpack
+from vaecodec.lossless_codec import BITS_BACK
+
 WORKER = """
 import hashlib, json, sys
 from pathlib import Path
@@ -20,25 +25,33 @@ from PIL import Image
 from vaecodec import Codec
 from vaecodec.codec import exact_arithmetic
 from vaecodec.exact import Conv
+from vaecodec.lossless_codec import TileCoder, crc_of
 
-task, variant, weights, folder = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+task, variant = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+folder, *paths = map(Path, sys.argv[3:])
 torch.set_num_threads(variant.get("threads", 1))
 torch.backends.mkldnn.set_flags(variant.get("onednn", True))
-codec = Codec(variant.get("device", "cpu"), Path(weights))
+lossy, lossless = (Codec(variant.get("device", "cpu"), path) for path in paths)
 if variant.get("double"):
-    with exact_arithmetic(codec.device):
-        codec.lossy.to(codec.device, torch.float64)
+    with exact_arithmetic(lossy.device):
+        lossy.lossy.to(lossy.device, torch.float64)
+        lossless.lossless.to(lossless.device, torch.float64)
 if layout := variant.get("layout"):
     def relayout(_module, arguments):
         return arguments[0].contiguous(memory_format=getattr(torch, layout)), *arguments[1:]
-    for module in codec.lossy.model.modules():
+    for module in [*lossy.lossy.model.modules(), *lossless.lossless.model.modules()]:
         if isinstance(module, Conv):
             module.register_forward_pre_hook(relayout)
 if task == "encode":
-    data = codec.compress(Image.open(folder / "photo.png"), variant.get("quality", 75))
-    (folder / (variant["name"] + ".vae")).write_bytes(data)
+    photo = Image.open(folder / "photo.png")
+    (folder / (variant["name"] + ".vae")).write_bytes(lossy.compress(photo, variant.get("quality", 75)))
+    # By the networks, even if another way should be shorter.
+    TileCoder.push = lambda coder, samples: coder._push_network(coder.weights, samples, crc_of(samples))
+    data = lossless.compress(photo.crop((0, 0, 128, 96)), lossless=True)
+    (folder / (variant["name"] + ".lossless")).write_bytes(data)
 else:
-    decoded = {p.stem: codec.decompress(p.read_bytes()) for p in sorted(folder.glob("*.vae"))}
+    decoded = {p.stem: lossy.decompress(p.read_bytes()) for p in sorted(folder.glob("*.vae"))}
+    decoded["lossless"] = lossless.decompress(next(folder.glob("*.lossless")).read_bytes())
     print(json.dumps({name: hashlib.sha256(image.tobytes()).hexdigest() for name, image in decoded.items()}))
 """
 
@@ -57,36 +70,40 @@ VARIANTS: list[dict[str, Any]] = [
 CUDA = {"name": "CUDA", "device": "cuda"}
 
 
-def worker(task: str, variant: dict[str, Any], weights: Path, folder: Path) -> bytes:
+def worker(task: str, variant: dict[str, Any], weights: list[Path], folder: Path) -> bytes:
     environment = variant.get("env", {})
-    result = python(WORKER, json.dumps(task), json.dumps(variant), weights, folder, **environment)
+    result = python(WORKER, json.dumps(task), json.dumps(variant), folder, *weights, **environment)
     assert result.returncode == 0, f"{variant['name']}: {result.stderr.decode()}"
     return result.stdout
 
 
-def check(variants: list[dict[str, Any]], weights: Path, folder: Path, photo: Image.Image) -> None:
+def check(variants: list[dict[str, Any]], weights: list[Path], folder: Path, photo: Image.Image) -> None:
     photo.save(folder / "photo.png")
     for variant in variants:
         worker("encode", variant, weights, folder)
+    lossless = {variant["name"]: (folder / f"{variant['name']}.lossless").read_bytes() for variant in variants}
+    reference = lossless[variants[0]["name"]]
+    assert [tile.method for tile in unpack(reference).tiles] == [BITS_BACK]
+    assert [name for name, data in lossless.items() if data != reference] == []
     decoded = {v["name"]: json.loads(worker("decode", v, weights, folder)) for v in variants}
-    reference = decoded[variants[0]["name"]]
-    assert set(reference) == {variant["name"] for variant in variants}
-    assert len(set(reference.values())) > 1
+    first = decoded[variants[0]["name"]]
+    assert set(first) == {*lossless, "lossless"} and len(set(first.values())) > 2
+    assert first["lossless"] == hashlib.sha256(photo.crop((0, 0, 128, 96)).tobytes()).hexdigest()
     different = [
         f"{file!r} decoded by {name!r}"
         for name, hashes in decoded.items()
         for file, digest in hashes.items()
-        if digest != reference[file]
+        if digest != first[file]
     ]
     assert different == []
 
 
 def test_files_of_every_variant_decode_alike_under_every_other(
-    shipped: Path, photo: Image.Image, tmp_path: Path
+    shipped: Path, shipped_lossless: Path, photo: Image.Image, tmp_path: Path
 ) -> None:
-    check(VARIANTS, shipped, tmp_path, photo)
+    check(VARIANTS, [shipped, shipped_lossless], tmp_path, photo)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device at hand")
-def test_cuda_and_cpu_decode_alike(shipped: Path, photo: Image.Image, tmp_path: Path) -> None:
-    check([{"name": "CPU"}, {**CUDA, "quality": 90}], shipped, tmp_path, photo)
+def test_cuda_and_cpu_decode_alike(shipped: Path, shipped_lossless: Path, photo: Image.Image, tmp_path: Path) -> None:
+    check([{"name": "CPU"}, {**CUDA, "quality": 90}], [shipped, shipped_lossless], tmp_path, photo)

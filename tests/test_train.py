@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HERE, TINY_CONFIG, cli, picture
+from conftest import HERE, TINY_CONFIG, TINY_LOSSLESS_CONFIG, cli, picture, same
 
-from vaecodec import Codec, export, train
-from vaecodec.train import Crops, load_images, read_config
+from vaecodec import Codec, export, lossless, train
+from vaecodec.crops import Crops, load_images
+from vaecodec.objectives import Lossy, rate_distortion_loss
+from vaecodec.train import read_config
 
 SECONDS = 200.0  # a step, by the tests' clock: more than lies between two checkpoints
 
@@ -43,9 +45,12 @@ def stepping(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return state
 
 
-def run(data: Path, out: Path, steps: int, **options: Any) -> dict[str, Any]:
-    minutes = (steps + 1) * SECONDS / 60
-    train.train(TINY_CONFIG, data, minutes, out, device_name="cpu", **options)
+def minutes(steps: int) -> float:
+    return (steps + 1) * SECONDS / 60
+
+
+def run(data: Path, out: Path, steps: int, config: Path = TINY_CONFIG, **options: Any) -> dict[str, Any]:
+    train.train(config, data, minutes(steps), out, device_name="cpu", **options)
     return state_of(out / "last.pt")
 
 
@@ -66,12 +71,12 @@ def test_the_command_writes_checkpoints_curve_and_weights(
         "train", TINY_CONFIG, "--data", data, "--minutes", 0.03, "--out", tmp_path, "--val", data, "--device", "cpu"
     )
     assert result.exit_code == 0, result.stderr
-    assert {"last.pt", "stable.pt", "curve.csv", "lossy.safetensors"} <= set(os.listdir(tmp_path))
+    assert {"last.pt", "stable.pt", "curve.csv", "tiny.safetensors"} <= set(os.listdir(tmp_path))
     with (tmp_path / "curve.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert int(rows[-1]["step"]) == state_of(tmp_path / "last.pt")["step"]
     assert all(float(rows[-1][f"bpp_{q}"]) > 0 < float(rows[-1][f"psnr_{q}"]) for q in (0, 25, 50, 75, 100))
-    codec = Codec("cpu", tmp_path / "lossy.safetensors")
+    codec = Codec("cpu", tmp_path / "tiny.safetensors")
     image = picture(70, 50)
     assert codec.decompress(codec.compress(image)).size == image.size
     target = tmp_path / "again.safetensors"
@@ -80,37 +85,67 @@ def test_the_command_writes_checkpoints_curve_and_weights(
 
 
 @pytest.mark.usefixtures("stepping")
+def test_the_command_trains_lossless_weights(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "FIT_BATCHES", 2)
+    monkeypatch.setattr(lossless, "LINEAR_CROPS", 8)
+    val, out = tmp_path / "val", tmp_path / "out"
+    val.mkdir()
+    picture(72, 65).save(val / "a.png")
+    options = ("--data", data, "--minutes", minutes(5), "--out", out, "--val", val, "--device", "cpu")
+    result = cli("train", TINY_LOSSLESS_CONFIG, *options)
+    assert result.exit_code == 0, result.stderr
+    assert {"last.pt", "stable.pt", "curve.csv", "tiny_lossless.safetensors"} <= set(os.listdir(out))
+    last = state_of(out / "last.pt")
+    assert (last["step"], last["kind"], last["config"]["latents"]) == (5, "lossless", (3, 2))
+    with (out / "curve.csv").open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    parts = [row for row in rows[-1] if row[-1].isdigit() or row == "x_given_z"]
+    assert len(parts) == 2 * 3 + 1 + 2
+    assert 0 < rows[-1]["bpsp"] == pytest.approx(sum(rows[-1][part] for part in parts), rel=1e-4)
+    codec, image = Codec("cpu", out / "tiny_lossless.safetensors"), picture(70, 50)
+    assert same(codec.decompress(codec.compress(image, lossless=True)), image)
+    target = tmp_path / "again.safetensors"
+    assert cli("export", out / "last.pt", "--data", data, "-o", target).exit_code == 0
+    assert Codec("cpu", target).lossless.identity == codec.lossless.identity
+
+
+@pytest.mark.usefixtures("stepping")
 def test_training_lowers_the_loss_and_keeps_the_stable_state(data: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config, options = read_config(TINY_CONFIG)
+    objective, _ = read_config(TINY_CONFIG)
+    assert isinstance(objective, Lossy)
     last = run(data, tmp_path, 40)
     assert last["step"] == 40
-    assert last["config"]["width"] == state_of(tmp_path / "stable.pt")["config"]["width"] == config.width
+    assert last["config"]["width"] == state_of(tmp_path / "stable.pt")["config"]["width"] == 8
 
     def loss(state: dict[str, Any] | None) -> float:
-        model = train.LossyModel(config)
+        model = objective.build()
         crops = Crops(load_images(data), 64, torch.device("cpu"), seed=9)
-        train.start_from_pca(model, crops)
+        objective.start(model, crops)
         if state:
             model.load_state_dict(state["model"])
         torch.manual_seed(1)
         with torch.no_grad():
             x, quality = crops.batch(16), crops.qualities(16)
-            return float(train.rate_distortion_loss(model, x, quality, options.loss_power))
+            return float(rate_distortion_loss(model, x, quality, objective.loss_power))
 
     assert loss(last) < loss(None)
 
 
-def test_resuming_gives_what_an_uninterrupted_run_gives(data: Path, tmp_path: Path, stepping: dict[str, int]) -> None:
-    whole = run(data, tmp_path / "whole", 12)
+@pytest.mark.parametrize("config", [TINY_CONFIG, TINY_LOSSLESS_CONFIG], ids=["lossy", "lossless"])
+def test_resuming_gives_what_an_uninterrupted_run_gives(
+    data: Path, tmp_path: Path, stepping: dict[str, int], monkeypatch: pytest.MonkeyPatch, config: Path
+) -> None:
+    monkeypatch.setattr(lossless, "LINEAR_CROPS", 8)
+    whole = run(data, tmp_path / "whole", 12, config)
     out = tmp_path / "parts"
     for stop in (5, 5):  # the second time in the exact part
         stepping["stop"] = stop
         with pytest.raises(KeyboardInterrupt):
-            run(data, out, 12, resume=out / "last.pt" if out.exists() else None)
+            run(data, out, 12, config, resume=out / "last.pt" if out.exists() else None)
     stepping["stop"] = 10**6
     assert state_of(out / "last.pt")["step"] == 10
-    parts = run(data, out, 12, resume=out / "last.pt")
+    parts = run(data, out, 12, config, resume=out / "last.pt")
     assert parts["step"] == whole["step"] == 12
     assert equal(whole, parts, "model", "average")
     assert equal(state_of(tmp_path / "whole" / "stable.pt"), state_of(out / "stable.pt"), "model")
@@ -139,14 +174,14 @@ WORKER = """
 import os, sys
 from pathlib import Path
 import torch
-from vaecodec import train
+from vaecodec import objectives, train
 torch.set_num_threads(1)
 models = []
-class Kept(train.LossyModel):
+class Kept(objectives.LossyModel):
     def __init__(self, config):
         super().__init__(config)
         models.append(self)
-train.LossyModel = Kept
+objectives.LossyModel = Kept
 config, data, out = map(Path, sys.argv[1:])
 train.train(config, data, 0.04, out, device_name="cpu")
 torch.save(models[0].state_dict(), out / f"rank{os.environ['RANK']}.pt")
@@ -172,13 +207,16 @@ def test_two_processes_end_with_equal_weights(data: Path, tmp_path: Path) -> Non
 
 
 def test_configurations(tmp_path: Path) -> None:
-    config, options = read_config(TINY_CONFIG)
-    assert config.blocks == (1, 1) and options.batch == 4
-    packaged = Path(train.__file__).parent / "configs" / "lossy.toml"
-    assert read_config(packaged)[0].latent > 100
-    (tmp_path / "wrong.toml").write_text("[train]\nepochs = 3\n")
-    with pytest.raises(TypeError, match="epochs"):
-        read_config(tmp_path / "wrong.toml")
+    objective, options = read_config(TINY_CONFIG)
+    assert objective.config.blocks == (1, 1) and options.batch == 4
+    assert read_config(TINY_LOSSLESS_CONFIG)[0].config.latents == (3, 2)
+    packaged = Path(train.__file__).parent / "configs"
+    for kind in ("lossy", "lossless"):
+        assert read_config(packaged / f"{kind}.toml")[0].name == kind
+    for text in ("[train]\nepochs = 3\n", '[model]\nkind = "epochs"\n', '[model]\nkind = "lossless"\nepochs = 3\n'):
+        (tmp_path / "wrong.toml").write_text(text)
+        with pytest.raises(ValueError, match=r"wrong\.toml.*epochs"):
+            read_config(tmp_path / "wrong.toml")
 
 
 def test_crops_and_qualities(data: Path) -> None:

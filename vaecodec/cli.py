@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from bitstream import Limits, VaeError, read_header, unpack
+from bitstream import Kind, Limits, VaeError, read_header, unpack
 
 from . import __version__
 
@@ -81,6 +82,7 @@ def computing(command: Any) -> Any:
 @OUTPUT
 @OPTION_OUTPUT
 @click.option("-q", "--quality", type=click.FloatRange(0, 100), default=75.0, show_default=True, help="0..100.")
+@click.option("--lossless", is_flag=True, help="Keep every pixel as it is, by bits-back coding.")
 @click.option("--verify/--no-verify", default=True, help="Decode the written file before it takes its name.")
 @computing
 def compress(
@@ -88,6 +90,7 @@ def compress(
     target: Path | None,
     output: Path | None,
     quality: float,
+    lossless: bool,
     verify: bool,
     device: str,
     threads: int | None,
@@ -99,18 +102,23 @@ def compress(
 
     if math.isnan(quality):
         raise click.BadParameter("nan is no quality", param_hint="--quality")
+    if lossless and click.get_current_context().get_parameter_source("quality") != ParameterSource.DEFAULT:
+        raise click.UsageError("--lossless keeps every pixel: it has no --quality")
     target = destination(source, target, output, ".vae")
     picture = open_picture(read(source))
     codec = load_codec(device, threads, weights)
     began = time.perf_counter()
     with bar(picture.width * picture.height * (1 + verify), quiet) as progress:
-        data = codec.compress(picture, quality, progress)
+        data = codec.compress(picture, quality, progress, lossless=lossless)
         with written(target, data) as temporary:
             if verify:
                 decoded = codec.decompress(read(temporary) if temporary else data, progress=progress)
+                if lossless and not same_pixels(picture, decoded):
+                    raise VaeError("the decoded pixels are not those of the picture: nothing was written")
     if not quiet:
         pixels = picture.width * picture.height
-        quality_text = f", {psnr(picture, decoded):.2f} dB" if verify else ""
+        fidelity = "every pixel equal" if lossless else f"{psnr(picture, decoded):.2f} dB" if verify else ""
+        quality_text = f", {fidelity}" if verify else ""
         summary = f"{len(data)} bytes, {8 * len(data) / pixels:.3f} bpp{quality_text}"
         click.echo(f"{target}: {summary}, {time.perf_counter() - began:.2f} s", err=True)
 
@@ -151,7 +159,8 @@ def decompress(
 @main.command()
 @SOURCE
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def info(source: Path, as_json: bool) -> None:
+@click.option("--bits", is_flag=True, help="Decode a lossless file and show where its bits went.")
+def info(source: Path, as_json: bool, bits: bool) -> None:
     """Show what a .vae file holds, without decoding it."""
     data = read(source)
     container = unpack(data, Limits(max_pixels=2**64, max_side=2**32))
@@ -162,7 +171,7 @@ def info(source: Path, as_json: bool) -> None:
         "height": header.height,
         "mode": header.mode.name,
         "depth": header.depth,
-        "quality": header.quality / 100,
+        "quality": header.quality / 100 if header.kind == Kind.LOSSY else None,
         "tile": header.tile,
         "tiles": len(container.tiles),
         "model": header.model.hex(),
@@ -170,11 +179,15 @@ def info(source: Path, as_json: bool) -> None:
         "bpp": round(8 * len(data) / (header.width * header.height), 4),
         "metadata": {s.tag.decode().strip().lower(): len(s.payload) for s in container.sections},
     }
+    account = load_codec("auto", None, None).account(data) if bits else {}
     if as_json:
-        click.echo(json.dumps(facts))
-    else:
-        for key, value in facts.items():
-            click.echo(f"{key:9} {value}")
+        click.echo(json.dumps(facts | ({"bits": account} if bits else {})))
+        return
+    for key, value in facts.items():
+        click.echo(f"{key:9} {value}")
+    samples = header.width * header.height * len(header.mode.name.split(";")[0].replace("I", "L"))
+    for key, value in account.items():
+        click.echo(f"{key:22} {value:14.1f} bits {value / samples:9.5f} a sample {value / len(data) / 8:8.2%}")
 
 
 @main.command()
@@ -195,7 +208,7 @@ def verify(source: Path, device: str, threads: int | None, weights: Path | None,
 @click.argument("config")
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Time to train.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/lossy"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for what is written. Default: runs/CONFIG.")
 @click.option("--val", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Pictures to validate on.")
 @click.option("--resume", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A checkpoint.")
 @click.option("--device", default="auto", show_default=True)
@@ -205,16 +218,16 @@ def train(
     config: str,
     data: Path,
     minutes: float,
-    out: Path,
+    out: Path | None,
     val: Path | None,
     resume: Path | None,
     device: str,
     threads: int | None,
     seed: int,
 ) -> None:
-    """Train CONFIG, a .toml file or `lossy` for the packaged one.
+    """Train CONFIG, a .toml file, or `lossy` or `lossless` for the packaged ones.
 
-    Writes checkpoints, curve.csv and, at the end, the exported weights, lossy.safetensors, to --out. The same command
+    Writes checkpoints, curve.csv and, at the end, the exported weights, CONFIG.safetensors, to --out. The same command
     works under torchrun.
     """
     import torch
@@ -227,10 +240,11 @@ def train(
     path = Path(config)
     if not path.suffix:
         path = Path(__file__).parent / "configs" / f"{config}.toml"
+    out = out or Path("runs") / path.stem
     try:
         training.train(path, data, minutes, out, val=val, resume=resume, device_name=device, seed=seed)
         if int(os.environ.get("RANK", "0")) == 0:
-            exporting.export(out / "last.pt", data, out / "lossy.safetensors")
+            exporting.export(out / "last.pt", data, out / f"{path.stem}.safetensors")
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 
@@ -328,6 +342,13 @@ def picture_format(target: Path) -> str:
     if format is None or format not in Image.SAVE:
         raise ImageError(f"no picture format for the suffix {target.suffix!r}")
     return format
+
+
+def same_pixels(a: Image, b: Image) -> bool:
+    from .image import samples_of
+
+    (x, *kind_a), (y, *kind_b) = samples_of(a), samples_of(b)
+    return kind_a == kind_b and x.shape == y.shape and bool((x == y).all())
 
 
 def psnr(a: Image, b: Image) -> float:

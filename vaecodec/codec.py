@@ -1,14 +1,16 @@
-"""The lossy codec: picture -> latents -> integers -> ANS words -> container, and below it the way back.
+"""Picture -> latents -> integers -> ANS words -> container, and below it the way back.
 
-A tile is coded on its own. Its entropy networks see nothing outside it; only analysis and synthesis read a margin
-around it, which is wide enough that the joint picture has no seams.
+A tile is coded on its own. Its entropy networks see nothing outside it; only analysis and synthesis of the lossy codec
+read a margin around it, which is wide enough that the joint picture has no seams. The tiles of lossless files are in
+``lossless_codec.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +23,14 @@ from torch import Tensor
 
 from bitstream import (
     AnsStack,
+    Container,
     CorruptError,
     Header,
     Kind,
     Limits,
+    Mode,
+    Record,
+    Section,
     Tile,
     VersionError,
     pack,
@@ -32,9 +38,10 @@ from bitstream import (
 )
 
 from .exact import UNIT, interpolate
-from .image import Pixels, metadata_of, picture_of, pixels_of
+from .image import CHANNELS, Pixels, metadata_of, picture_of, picture_of_samples, pixels_of, samples_of
+from .lossless_codec import BITS_BACK, PLAIN, RAW, ROUNDED, Samples, TileCoder, sample_type
 from .model import pick, place, step_quarters
-from .weights import Lossy, WeightsError, load, packaged
+from .weights import Lossless, Lossy, WeightsError, load, packaged
 
 PATCH = 16  # pixels to a latent, along one side
 HYPER = 4  # latents to a hyper-latent, along one side
@@ -87,36 +94,68 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
 
 
 class Codec:
-    """Loads the weights once; ``compress`` and ``decompress`` may be called from several threads.
+    """Loads the weights when they are first needed; ``compress`` and ``decompress`` may be called from several threads.
 
-    device: "auto" (CUDA if there is any), "cpu", "cuda" or "cuda:N". weights: an exported file; by default the one in
-    the package. Raises WeightsError if they are missing, damaged or not exact on the device.
+    device: "auto" (CUDA if there is any), "cpu", "cuda" or "cuda:N". weights: an exported file of either kind, in place
+    of the one in the package. Weights that are missing, damaged or not exact on the device raise WeightsError.
     """
 
     def __init__(self, device: str = "auto", weights: Path | None = None) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
+        torch.empty(0, device=self.device)  # raises if there is none
+        self._loading = threading.Lock()
+        self._loaded: dict[Kind, Lossy | Lossless] = {}
+        if weights is not None:
+            self._load(weights)
+
+    def _load(self, path: Path) -> Lossy | Lossless:
         with exact_arithmetic(self.device):
-            self.lossy: Lossy = load(weights or packaged(), self.device)
-        blocks = self.lossy.model.config.blocks
-        # Each 3x3 reaches one sample further; two samples at 1/8 are one latent.
-        self.margin = blocks[1] + -(-blocks[0] // 2)
+            loaded = load(path, self.device)
+        self._loaded[Kind.LOSSY if isinstance(loaded, Lossy) else Kind.LOSSLESS] = loaded
+        return loaded
+
+    @property
+    def lossy(self) -> Lossy:
+        with self._loading:
+            weights = self._loaded.get(Kind.LOSSY) or self._load(packaged("lossy"))
+        if not isinstance(weights, Lossy):
+            raise WeightsError("the packaged weights are not those of a lossy model")
+        return weights
+
+    @property
+    def lossless(self) -> Lossless:
+        with self._loading:
+            weights = self._loaded.get(Kind.LOSSLESS) or self._load(packaged("lossless"))
+        if not isinstance(weights, Lossless):
+            raise WeightsError("the packaged weights are not those of a lossless model")
+        return weights
 
     def compress(
-        self, picture: Image.Image, quality: float = 75.0, progress: Callable[[int], None] | None = None
+        self,
+        picture: Image.Image,
+        quality: float = 75.0,
+        progress: Callable[[int], None] | None = None,
+        *,
+        lossless: bool = False,
     ) -> bytes:
         """The bytes of a ``.vae`` file.
 
-        picture: 8-bit grey or colour. quality: 0 (smallest) to 100, in hundredths. progress: called with the number of
-        pixels done after each tile. Raises ImageError for pictures that are not supported, ValueError for a quality
-        out of range, LimitError for a picture that no reader would accept.
+        picture: for lossy 8-bit grey or colour; for lossless any picture of Pillow's that holds integers. quality: 0
+        (smallest) to 100, in hundredths, of lossy files. progress: called with the number of pixels done after each
+        tile. Raises ImageError for pictures that are not supported, ValueError for a quality out of range, LimitError
+        for a picture that no reader would accept.
         """
         if not 0 <= quality <= 100:
             raise ValueError(f"quality {quality} is not in 0..100")
-        hundredths = round(quality * 100)
+        sections = metadata_of(picture)
+        if lossless:
+            samples, mode, depth = samples_of(picture)
+            return self.compress_array(samples, mode, depth, sections, progress)
         pixels, mode = pixels_of(picture)
         height, width, _ = pixels.shape
+        hundredths = round(quality * 100)
         header = Header(Kind.LOSSY, mode, width, height, 8, hundredths, 0, TILE, self.lossy.identity)
         Limits().check(header)
         coded = []
@@ -127,20 +166,101 @@ class Codec:
                 coded.append(self._push_tile(y, q))
                 if progress:
                     progress((box.bottom - box.top) * (box.right - box.left) * PATCH**2)
-        return pack(header, coded, metadata_of(picture))
+        return pack(header, coded, sections)
+
+    def compress_array(
+        self,
+        samples: Samples,
+        mode: Mode,
+        depth: int = 8,
+        sections: Sequence[Section] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> bytes:
+        """A lossless file of samples [H, W, C], uint8 for 8 bits and uint16 for a depth of 9 to 16.
+
+        Raises ValueError if samples, mode and depth do not fit each other, LimitError for too large a picture.
+        """
+        fits = samples.ndim == 3 and samples.shape[2] == CHANNELS[mode] and samples.dtype == sample_type(depth)
+        if not fits or samples.max(initial=0) >= 2**depth:
+            raise ValueError(f"samples {samples.shape} {samples.dtype} do not fit mode {mode.name} of {depth} bits")
+        height, width, _ = samples.shape
+        header = Header(Kind.LOSSLESS, mode, width, height, depth, 0, 0, TILE, self.lossless.identity)
+        Limits().check(header)
+        coder, coded = TileCoder(self.lossless if depth == 8 else None, depth), []
+        with exact_arithmetic(self.device):
+            for box in tiles(height, width, TILE):
+                coded.append(coder.push(samples[box.top : box.bottom, box.left : box.right]))
+                if progress:
+                    progress((box.bottom - box.top) * (box.right - box.left))
+        return pack(header, coded, sections)
 
     def decompress(
         self, data: bytes, limits: Limits | None = None, progress: Callable[[int], None] | None = None
     ) -> Image.Image:
         """The picture in a ``.vae`` file, in the mode and with the metadata it had.
 
-        Raises CorruptError, TruncatedError, VersionError or LimitError (see ``bitstream``) and WeightsError if the
-        file was made with other weights.
+        Raises CorruptError, TruncatedError, VersionError or LimitError (see ``bitstream``), WeightsError if the file
+        was made with other weights, and ImageError for 16-bit colour, which Pillow has no mode for.
         """
         container = unpack(data, limits or Limits())
         header = container.header
-        if header.kind != Kind.LOSSY or header.colour != 0 or header.mode.name not in ("L", "RGB"):
-            raise VersionError(f"kind {header.kind.name}, mode {header.mode.name} is not supported by this version")
+        if header.kind == Kind.LOSSLESS:
+            return picture_of_samples(self._decode_lossless(container, progress), header.mode, container.sections)
+        if header.kind != Kind.LOSSY:
+            raise VersionError(f"kind {header.kind.name} is not supported by this version")
+        pixels = self._decode_lossy(container, progress)
+        return picture_of(pixels, header.mode, container.sections)
+
+    def decompress_array(
+        self, data: bytes, limits: Limits | None = None, progress: Callable[[int], None] | None = None
+    ) -> Samples:
+        """The samples of a lossless file [H, W, C], uint8 or uint16. Raises what ``decompress`` raises."""
+        container = unpack(data, limits or Limits())
+        if container.header.kind != Kind.LOSSLESS:
+            raise VersionError("not a lossless file")
+        return self._decode_lossless(container, progress)
+
+    def account(self, data: bytes) -> dict[str, float]:
+        """Where the bits of a lossless file went: by part, in bits; what the posterior gives back is negative."""
+        container, bits = unpack(data), dict[str, float]()
+
+        def record(name: str, count: float) -> None:
+            bits[name] = bits.get(name, 0.0) + count
+
+        self._decode_lossless(container, None, record)
+        other = 8 * sum(len(tile.words) for tile in container.tiles if tile.method in (PLAIN, RAW))
+        if other:
+            bits["tiles without networks"] = other
+        bits["metadata"] = 8 * sum(len(section.payload) for section in container.sections)
+        bits["overhead"] = 8 * len(data) - sum(bits.values())
+        return bits
+
+    def _decode_lossless(
+        self, container: Container, progress: Callable[[int], None] | None, record: Record | None = None
+    ) -> Samples:
+        header = container.header
+        if header.colour != 0:
+            raise VersionError(f"colour transform {header.colour} is not supported by this version")
+        if header.tile > TILE_MAX:
+            raise CorruptError(f"tile size {header.tile} is larger than {TILE_MAX}")
+        network = any(tile.method in (BITS_BACK, ROUNDED) for tile in container.tiles)
+        if network and header.model != self.lossless.identity:
+            raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossless.identity.hex()}")
+        coder = TileCoder(self.lossless if network else None, header.depth)
+        shape = (header.height, header.width, CHANNELS[header.mode])
+        samples: Samples = np.empty(shape, sample_type(header.depth))
+        with exact_arithmetic(self.device):
+            for box, tile in zip(tiles(*shape[:2], header.tile), container.tiles, strict=True):
+                inside = samples[box.top : box.bottom, box.left : box.right]
+                inside[:] = coder.pop(tile, inside.shape, record)
+                if progress:
+                    progress((box.bottom - box.top) * (box.right - box.left))
+        return samples
+
+    def _decode_lossy(self, container: Container, progress: Callable[[int], None] | None) -> Pixels:
+        header = container.header
+        if header.colour != 0 or header.mode.name not in ("L", "RGB"):
+            raise VersionError(f"mode {header.mode.name} of lossy files is not supported by this version")
         if header.tile > TILE_MAX:
             raise CorruptError(f"tile size {header.tile} is larger than {TILE_MAX}")
         if header.model != self.lossy.identity:
@@ -157,12 +277,12 @@ class Codec:
                 self._synthesise(latents, box, q, pixels)
                 if progress:
                     progress((box.bottom - box.top) * (box.right - box.left) * PATCH**2)
-        return picture_of(pixels[: header.height, : header.width], header.mode, container.sections)
+        return pixels[: header.height, : header.width]
 
     def _analyse(self, pixels: Pixels, box: Box, q: Tensor) -> Tensor:
         """y of one tile in steps of the quantiser: float [1, M, h, w]."""
         rows, columns = -(-pixels.shape[0] // PATCH), -(-pixels.shape[1] // PATCH)
-        outer = box.grown(self.margin, rows, columns)
+        outer = box.grown(self.lossy.margin, rows, columns)
         part = pixels[outer.top * PATCH : outer.bottom * PATCH, outer.left * PATCH : outer.right * PATCH]
         x = torch.from_numpy(np.array(part)).to(self.device).permute(2, 0, 1)[None].float()
         missing = ((outer.right - outer.left) * PATCH - x.shape[3], (outer.bottom - outer.top) * PATCH - x.shape[2])
@@ -236,7 +356,7 @@ class Codec:
 
     def _synthesise(self, latents: NDArray[np.int32], box: Box, q: Tensor, pixels: Pixels) -> None:
         """Write one tile's pixels into uint8 [H, W, 3]."""
-        outer = box.grown(self.margin, *latents.shape[1:])
+        outer = box.grown(self.lossy.margin, *latents.shape[1:])
         part = latents[:, outer.top : outer.bottom, outer.left : outer.right]
         y_hat = torch.from_numpy(np.array(part)).to(self.device)[None].long()
         stream = self.lossy.stream(y_hat, q).contiguous(memory_format=torch.channels_last)

@@ -70,6 +70,8 @@ class Conv(nn.Module):
     ``in_max``: largest magnitude of each input channel in units of ``in_unit`` (one number, or one for each channel).
     ``knots``: how many biases are stored over the quality range; they are interpolated.
     ``wide``: never computed in bf16 (linear paths whose values span many bits).
+    ``linear``: starts at the solution of a linear problem; optimisers refine it gently.
+    ``added``: largest magnitude, in units of ``out_unit``, of what is added to the result before it is rounded.
     """
 
     def __init__(
@@ -82,12 +84,15 @@ class Conv(nn.Module):
         in_max: int | list[int] = HIDDEN_MAX,
         out_unit: float = UNIT,
         knots: int = 1,
+        added: int = 0,
         wide: bool = False,
+        linear: bool = False,
         zero: bool = False,
     ) -> None:
         super().__init__()
         self.shape = (c_out, c_in, kernel, kernel)
-        self.in_unit, self.out_unit, self.wide = in_unit, out_unit, wide
+        self.in_unit, self.out_unit, self.added = in_unit, out_unit, added
+        self.wide, self.linear = wide, linear
         fan_in = c_in * kernel * kernel
         self.weight = nn.Parameter(torch.randn(c_out, fan_in) * (0.0 if zero else math.sqrt(2 / fan_in)))
         self.bias = nn.Parameter(torch.zeros(knots, c_out))
@@ -101,7 +106,7 @@ class Conv(nn.Module):
         """int64 [out]: the finest grid 2**-shift of each row that keeps every sum below the accumulator limit."""
         weight, bias = self.weight.detach().double(), self.bias.detach().double()
         reach = (weight.abs() * self.in_max).sum(1) + bias.abs().amax(0) / self.in_unit
-        rounding = 0.5 * self.out_unit / self.in_unit
+        rounding = (0.5 + self.added) * self.out_unit / self.in_unit
         largest = weight.abs().amax(1)
         # 0.98: rounding a weight up may lengthen the row a little
         by_sum = torch.log2(0.98 * ACCUMULATOR_LIMIT / (reach + rounding))
@@ -125,7 +130,7 @@ class Conv(nn.Module):
         weight = torch.floor(self.weight.detach().double() * scale[:, None] + 0.5)
         bias = torch.floor(self.bias.detach().double() / self.out_unit + 0.5)
         unit = scale * self.out_unit / self.in_unit  # one out_unit, counted in steps of the sum
-        reach = (weight.abs() * self.in_max).sum(1) + (bias.abs().amax(0) + 0.5) * unit
+        reach = (weight.abs() * self.in_max).sum(1) + (bias.abs().amax(0) + 0.5 + self.added) * unit
         if float(unit.min()) < 1:
             raise ValueError("biases are finer than the grid of the sums")
         if float(reach.max()) >= ACCUMULATOR_LIMIT or float(weight.abs().max()) > WEIGHT_LIMIT:
@@ -150,19 +155,27 @@ class Conv(nn.Module):
         kernel, pad = weight.view(-1, *self.shape[1:]), self.shape[2] // 2
         x = x.to(self.weight.dtype) if self.wide else x
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not self.wide):
-            out = F.conv2d(x, kernel, padding=pad)
-        if len(bias) > 1:
-            assert quality is not None
-            if self.frozen:
-                offset = interpolate((bias / self.out_unit).long(), quality) * self.out_unit
-            else:
-                offset = interpolate(bias, quality)
+            out = F.conv2d(x, kernel, bias[0] if len(bias) == 1 else None, padding=pad)
+        if len(bias) == 1:
+            return out
+        assert quality is not None
+        if self.frozen:
+            offset = interpolate((bias / self.out_unit).long(), quality) * self.out_unit
         else:
-            offset = bias
+            offset = interpolate(bias, quality)
         return out + offset[:, :, None, None].to(out.dtype)
 
 
+def keep_in(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp whose gradient still pulls values from outside back in."""
+    clamped = x.clamp(low, high)
+    return clamped + 0.01 * (x - clamped) - 0.01 * (x - clamped).detach() if x.requires_grad else clamped
+
+
 def requantise(x: Tensor, unit: float, low: float, high: float, exact: bool) -> Tensor:
-    """Clamp to [low, high] and, where ``exact``, round to multiples of ``unit``."""
-    x = F.hardtanh(x, low, high)
-    return snap(x, unit) if exact else x
+    """Clamp to [low, high] and, where ``exact``, round to multiples of ``unit`` (of which low and high are some)."""
+    if x.requires_grad or not exact:
+        x = F.hardtanh(x, low, high)
+        return snap(x, unit) if exact else x
+    # The same with less traffic: memory is what limits the elementwise operations.
+    return x.mul(1 / unit).add_(0.5).floor_().clamp_(low / unit, high / unit).mul_(unit)

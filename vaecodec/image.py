@@ -13,6 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 from bitstream import EXIF, ICC, XMP, Limits, Mode, Section, VaeError
 
 Pixels = NDArray[np.uint8]
+Samples = NDArray[np.unsignedinteger[Any]]
+CHANNELS = {mode: {"L": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode.name.split(";")[0]] for mode in Mode}
 
 
 class ImageError(VaeError):
@@ -39,12 +41,50 @@ def refuse_deep(picture: Image.Image) -> None:
         raise ImageError(f"16-bit {picture.mode} is not supported: convert it to 8 bits first")
 
 
-def pixels_of(picture: Image.Image) -> tuple[Pixels, Mode]:
-    """uint8 [H, W, 3] of an 8-bit grey or colour picture, and its mode. Raises ImageError for any other."""
-    refuse_deep(picture)
+def refuse_frames(picture: Image.Image) -> None:
     frames = getattr(picture, "n_frames", 1)
     if frames > 1:
         raise ImageError(f"{frames} frames: only single pictures are supported")
+
+
+def samples_of(picture: Image.Image) -> tuple[Samples, Mode, int]:
+    """Samples [H, W, C], uint8 or uint16, mode and bits a sample of a picture to be kept without loss.
+
+    Black and white becomes grey, a palette the colours it stands for, with alpha if it has any. Raises ImageError for
+    pictures whose values this would change.
+    """
+    refuse_deep(picture)
+    refuse_frames(picture)
+    mode = picture.mode
+    if mode.startswith("I"):
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(f"mode {mode} with values outside 0..65535 is not supported")
+        return values.astype(np.uint16)[..., None], Mode["I;16"], 16
+    if mode in ("L", "RGB") and "transparency" in picture.info:
+        kept = mode + "A"
+    elif mode in ("P", "PA"):
+        kept = "RGBA" if mode == "PA" or "transparency" in picture.info else "RGB"
+    else:
+        kept = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}.get(mode, "")
+    if not kept:
+        raise ImageError(f"mode {mode} is not supported: convert it to RGB, RGBA or L first")
+    samples = np.array(picture.convert(kept))
+    return samples.reshape(*samples.shape[:2], -1), Mode[kept], 8
+
+
+def picture_of_samples(samples: Samples, mode: Mode, sections: tuple[Section, ...]) -> Image.Image:
+    """The Pillow picture of samples [H, W, C]. Raises ImageError for 16-bit colour, which Pillow has no mode for."""
+    if mode.name in ("RGB;16", "RGBA;16"):
+        raise ImageError(f"Pillow has no mode for {mode.name}: use decompress_array")
+    picture = Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
+    return with_metadata(picture, sections)
+
+
+def pixels_of(picture: Image.Image) -> tuple[Pixels, Mode]:
+    """uint8 [H, W, 3] of an 8-bit grey or colour picture, and its mode. Raises ImageError for any other."""
+    refuse_deep(picture)
+    refuse_frames(picture)
     mode = picture.mode
     if mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
         raise ImageError(f"mode {mode} with transparency is not supported yet: flatten it first")
@@ -60,6 +100,10 @@ def picture_of(pixels: Pixels, mode: Mode, sections: tuple[Section, ...]) -> Ima
         picture = Image.fromarray(((pixels.astype(np.uint16).sum(2) + 1) // 3).astype(np.uint8), "L")
     else:
         picture = Image.fromarray(pixels, "RGB")
+    return with_metadata(picture, sections)
+
+
+def with_metadata(picture: Image.Image, sections: tuple[Section, ...]) -> Image.Image:
     for section in sections:
         if section.tag in INFO_KEYS:
             picture.info[INFO_KEYS[section.tag]] = bytes(section.payload)

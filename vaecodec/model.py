@@ -36,6 +36,7 @@ from .exact import (
     UNIT,
     Conv,
     interpolate,
+    keep_in,
     requantise,
     snap,
 )
@@ -238,12 +239,6 @@ class Context(nn.Module):
             requantise(mean, UNIT, -MEAN_MAX, MEAN_MAX, exact),
             requantise(keep_in(index / UNIT, 0, SCALES - 1), 1.0, 0, SCALES - 1, exact),
         )
-
-
-def keep_in(x: Tensor, low: float, high: float) -> Tensor:
-    """Clamp whose gradient still pulls values from outside back in."""
-    clamped = x.clamp(low, high)
-    return clamped + 0.01 * (x - clamped) - 0.01 * (x - clamped).detach() if x.requires_grad else clamped
 
 
 class Pass(NamedTuple):

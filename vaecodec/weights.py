@@ -1,8 +1,9 @@
-"""Exported weights: one safetensors file that holds integers for the decoder and half floats for the encoder.
+"""Exported weights: a safetensors file for each kind of model, integers for the decoder, half floats for the encoder.
 
-    decoder.*   int16 weights, int32 biases, int8 shifts of each exact layer; gains; prior of z; entropy tables
-    encoder.*   float16 weights of g_a and h_a and the encoder's gains
-    metadata    "config" (JSON), "self_test" (CRC-32 of the known answer), "digest" (SHA-256 of all tensors)
+    decoder.*   int16 weights, int32 biases, int8 shifts of each exact layer; entropy tables; of a lossy model its
+                gains and the prior of z, of a lossless one the prior of its coarsest latents
+    encoder.*   of a lossy model float16 weights of g_a and h_a and the encoder's gains
+    metadata    "kind", "config" (JSON), "self_test" (CRC-32 of the known answer), "digest" (SHA-256 of all tensors)
 
 The identity of a model is the SHA-256 of what the decoder needs: files stay valid when only the encoder improves.
 """
@@ -15,7 +16,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +26,9 @@ from torch import Tensor
 
 from bitstream import Tables, VaeError
 
-from .exact import QUALITY_MAX, STREAM_MAX, STREAM_UNIT, UNIT, interpolate
+from . import lossless
+from .exact import QUALITY_MAX, STREAM_MAX, STREAM_UNIT, UNIT, Conv, interpolate
+from .lossless import LosslessModel
 from .model import GAIN_BITS, SCALES, Config, LossyModel, per_channel
 
 KNOWN_INPUTS = ((0, 64), (6180, 64), (QUALITY_MAX, 2**20))
@@ -36,6 +39,18 @@ class WeightsError(VaeError):
     """Weights are missing, damaged, or not those that a file was made with."""
 
     exit_code = 4
+
+
+class Weights(Protocol):
+    """What the two kinds have in common."""
+
+    identity: bytes
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
+
+    def known_answer(self) -> int:
+        """CRC-32 of what the exact networks answer to fixed inputs: an ordinary tile, and one at every limit."""
 
 
 @dataclass
@@ -55,10 +70,16 @@ class Lossy:
     z_index: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
         to_device: Any = self.model.to  # not all versions of torch declare memory_format
         to_device(device, dtype, memory_format=torch.channels_last)
         self.inverse, self.z_mean, self.z_index = (x.to(device) for x in (self.inverse, self.z_mean, self.z_index))
+
+    @property
+    def margin(self) -> int:
+        """How many latents around a tile analysis and synthesis see. Each 3x3 reaches one sample further; two samples
+        at 1/8 are one latent."""
+        blocks = self.model.config.blocks
+        return blocks[1] + -(-blocks[0] // 2)
 
     def quantiser_units(self, y: Tensor, quality: Tensor) -> Tensor:
         """g_a's output [1, M, h, w] in steps of the quantiser."""
@@ -73,31 +94,78 @@ class Lossy:
         dtype = self.model.g_s.head.weight.dtype
         return stream.clamp(-STREAM_MAX, STREAM_MAX).to(dtype) * STREAM_UNIT
 
+    def known_answer(self) -> int:
+        model, c, answer = self.model, self.model.config, Answer()
+        device, dtype = self.inverse.device, model.g_s.head.weight.dtype
+        with torch.inference_mode():
+            for hundredths, spread in KNOWN_INPUTS:
+                quality = torch.tensor([hundredths], device=device)
+                z = scrambled(c.hyper_latent, 4, 6, spread, device)
+                features = model.h_s(z.to(dtype) * UNIT, quality)
+                y_hat = scrambled(c.latent, 16, 24, spread, device)
+                answer.add(features, UNIT)
+                for context in model.context:
+                    mean, index = context(features, y_hat.to(dtype) * UNIT, quality)
+                    answer.add(mean, UNIT)
+                    answer.add(index, 1)
+                answer.add(model.g_s(self.stream(y_hat, quality), quality), 1 / 16)
+        return answer.crc
 
-def known_answer(weights: Lossy) -> int:
-    """CRC-32 of what the exact networks answer to fixed inputs: an ordinary tile, and one at every limit."""
-    model, c = weights.model, weights.model.config
-    device, dtype = weights.inverse.device, model.g_s.head.weight.dtype
-    crc = 0
 
-    def digest(x: Tensor, unit: float) -> None:
-        nonlocal crc
+@dataclass
+class Lossless:
+    """The lossless codec's networks and tables, ready to run.
+
+    pixel_tables: for (index * SHAPES + shape) * 8 + fraction of the mean, in eighths. prior_tables and
+    posterior_tables: for index * 4 + fraction, in quarters; the latter without escape. identity: 16 bytes.
+    """
+
+    model: LosslessModel
+    pixel_tables: Tables
+    prior_tables: Tables
+    posterior_tables: Tables
+    identity: bytes
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        to_device: Any = self.model.to  # not all versions of torch declare memory_format
+        to_device(device, dtype, memory_format=torch.channels_last)
+
+    def known_answer(self) -> int:
+        model, answer = self.model, Answer()
+        parameter = model.vae.top_mean
+        groups = len(model.config.latents)
+        with torch.inference_mode():
+            for spread in (24, 2**20):
+                side = 2 ** (model.config.levels + groups)
+                x = (scrambled(3, 2 * side, 3 * side, spread, parameter.device) + 128).clamp(0, 255).to(parameter.dtype)
+                step = 2**model.config.levels
+                features, above = model.vae.inference(x[..., ::step, ::step]), None
+                for g in range(groups - 1, -1, -1):
+                    prior = model.vae.prior_of(g, above, features[g])
+                    posterior = model.vae.posterior_of(g, above, features[g], x[..., ::step, ::step])
+                    for mean, index in (prior, posterior):
+                        answer.add(mean, lossless.LATENT_UNIT / 4)
+                        answer.add(index, 1)
+                    channels, height, width = posterior[0].shape[1:]
+                    z = scrambled(channels, height, width, spread, parameter.device).to(parameter.dtype)
+                    above = model.vae.descend(g, above, posterior[0] + z * (lossless.LATENT_UNIT / 4))
+                assert above is not None
+                for phases in model.phases(x, above):
+                    for part in phases:
+                        for tensor in part:
+                            answer.add(tensor, lossless.MEAN_UNIT)
+        return answer.crc
+
+
+class Answer:
+    """CRC-32 over tensors, each in integer steps of its unit."""
+
+    def __init__(self) -> None:
+        self.crc = 0
+
+    def add(self, x: Tensor, unit: float) -> None:
         integers = (x / unit).round().to(torch.int32).cpu().contiguous().numpy().astype("<i4")
-        crc = zlib.crc32(integers.tobytes(), crc)
-
-    with torch.inference_mode():
-        for hundredths, spread in KNOWN_INPUTS:
-            quality = torch.tensor([hundredths], device=device)
-            z = scrambled(c.hyper_latent, 4, 6, spread, device)
-            features = model.h_s(z.to(dtype) * UNIT, quality)
-            y_hat = scrambled(c.latent, 16, 24, spread, device)
-            digest(features, UNIT)
-            for context in model.context:
-                mean, index = context(features, y_hat.to(dtype) * UNIT, quality)
-                digest(mean, UNIT)
-                digest(index, 1)
-            digest(model.g_s(weights.stream(y_hat, quality), quality), 1 / 16)
-    return crc
+        self.crc = zlib.crc32(integers.tobytes(), self.crc)
 
 
 def scrambled(channels: int, height: int, width: int, spread: int, device: torch.device) -> Tensor:
@@ -108,37 +176,53 @@ def scrambled(channels: int, height: int, width: int, spread: int, device: torch
     return torch.from_numpy(values).view(1, channels, height, width).to(device)
 
 
-def save(path: Path, trained: LossyModel, tables: Tables) -> None:
+def save_lossy(path: Path, trained: LossyModel, tables: Tables) -> None:
     """Round a trained model's decoder to integers and write it with its encoder, tables and known answer.
 
     Raises ValueError where a layer breaks the accumulator bound.
     """
-    decoder: dict[str, Tensor] = {}
-    for name, conv in trained.decoder_convs().items():
-        for part, tensor in zip(("weight", "bias", "shift"), conv.integers(), strict=True):
-            decoder[f"{name}.{part}"] = tensor
+    decoder = integers_of(trained.decoder_convs())
     decoder["inverse"] = (trained.log_inverse.detach().double().exp() * 2**GAIN_BITS).round().to(torch.int32)
     decoder["z_mean"] = (trained.z_mean.detach() / UNIT).round().to(torch.int32)
     decoder["z_index"] = trained.z_index.detach().round().clamp(0, SCALES - 1).to(torch.int32)
-    for name, array in tables.to_arrays().items():
-        decoder[f"tables.{name}"] = torch.from_numpy(array.astype(np.int32))
+    decoder |= arrays_of("tables", tables)
     encoder = {
         name: tensor.half()
         for name, tensor in trained.state_dict().items()
         if name.startswith(("g_a.", "h_a.")) or name == "log_ratio"
     }
-    tensors = {f"decoder.{k}": v.cpu().contiguous() for k, v in decoder.items()}
-    tensors |= {f"encoder.{k}": v.cpu().contiguous() for k, v in encoder.items()}
-    metadata = {"config": json.dumps(asdict(trained.config))}
-    lossy = _assemble(tensors, metadata)
-    # The reference answer is float64's: there the sums are far from any limit.
-    lossy.to(torch.device("cpu"), torch.float64)
-    metadata["self_test"] = f"{known_answer(lossy):08x}"
-    metadata["digest"] = _digest(tensors, metadata["config"]).hex()
-    save_file(tensors, path, metadata)
+    _write(path, "lossy", trained.config, decoder, encoder)
 
 
-def load(path: Path, device: torch.device) -> Lossy:
+def save_lossless(path: Path, trained: LosslessModel, pixels: Tables, prior: Tables, posterior: Tables) -> None:
+    """As ``save_lossy``; a lossless decoder needs every network."""
+    decoder = integers_of(dict(trained.convs()))
+    mean, index = lossless.on_grids(trained.vae.top_mean.detach(), trained.vae.top_index.detach(), True)
+    decoder["top_mean"] = (mean / lossless.LATENT_UNIT * 4).round().to(torch.int32)
+    decoder["top_index"] = index.round().to(torch.int32)
+    decoder |= arrays_of("pixels", pixels) | arrays_of("prior", prior) | arrays_of("posterior", posterior)
+    _write(path, "lossless", trained.config, decoder, {})
+
+
+def integers_of(convs: dict[str, Conv]) -> dict[str, Tensor]:
+    return {
+        f"{name}.{part}": tensor
+        for name, conv in convs.items()
+        for part, tensor in zip(("weight", "bias", "shift"), conv.integers(), strict=True)
+    }
+
+
+def arrays_of(name: str, tables: Tables) -> dict[str, Tensor]:
+    return {f"{name}.{part}": torch.from_numpy(array.astype(np.int32)) for part, array in tables.to_arrays().items()}
+
+
+def tables_of(name: str, decoder: dict[str, Tensor]) -> Tables:
+    return Tables.from_arrays(
+        {part: decoder[f"{name}.{part}"].numpy() for part in ("lows", "sizes", "counts", "escape")}
+    )
+
+
+def load(path: Path, device: torch.device) -> Lossy | Lossless:
     """Read exported weights and check that they compute the known answer on ``device``.
 
     Where float32 is not exact there (a library's Winograd or FFT kernels, say), float64 takes over. Raises
@@ -148,7 +232,7 @@ def load(path: Path, device: torch.device) -> Lossy:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        lossy = _assemble(tensors, metadata)
+        weights = _assemble(tensors, metadata)
         answer = metadata["self_test"]
         if _digest(tensors, metadata["config"]).hex() != metadata["digest"]:
             raise ValueError("it fails its checksum")
@@ -157,38 +241,60 @@ def load(path: Path, device: torch.device) -> Lossy:
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path.name} is damaged: {error}") from None
     for dtype in (torch.float32, torch.float64):
-        lossy.to(device, dtype)
-        if f"{known_answer(lossy):08x}" == answer:
-            return lossy
+        weights.to(device, dtype)
+        if f"{weights.known_answer():08x}" == answer:
+            return weights
     raise WeightsError(f"{path.name} fails its self-test on {device}")
 
 
-def packaged() -> Path:
-    """The weights that ship with the package."""
-    return Path(str(resources.files("vaecodec"))) / "weights" / "lossy.safetensors"
+def packaged(kind: str) -> Path:
+    """The weights of a kind, "lossy" or "lossless", that ship with the package."""
+    return Path(str(resources.files("vaecodec"))) / "weights" / f"{kind}.safetensors"
 
 
-def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lossy:
-    config = json.loads(metadata["config"])
-    config["blocks"] = tuple(config["blocks"])
+def _write(path: Path, kind: str, config: Any, decoder: dict[str, Tensor], encoder: dict[str, Tensor]) -> None:
+    tensors = {f"decoder.{k}": v.cpu().contiguous() for k, v in decoder.items()}
+    tensors |= {f"encoder.{k}": v.cpu().contiguous() for k, v in encoder.items()}
+    metadata = {"kind": kind, "config": json.dumps(asdict(config))}
+    weights = _assemble(tensors, metadata)
+    # The reference answer is float64's: there the sums are far from any limit.
+    weights.to(torch.device("cpu"), torch.float64)
+    metadata["self_test"] = f"{weights.known_answer():08x}"
+    metadata["digest"] = _digest(tensors, metadata["config"]).hex()
+    save_file(tensors, path, metadata)
+
+
+def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lossy | Lossless:
+    stored: dict[str, Any] = json.loads(metadata["config"])
+    config: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
     decoder = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
+    identity = _digest(decoder, metadata["config"])[:16]
+    if metadata.get("kind") == "lossless":
+        trained = LosslessModel(lossless.Config(**config)).eval().requires_grad_(False)
+        freeze(dict(trained.convs()), decoder)
+        trained.vae.top_mean.copy_(decoder["top_mean"] * (lossless.LATENT_UNIT / 4))
+        trained.vae.top_index.copy_(decoder["top_index"])
+        pixels, prior, posterior = (tables_of(name, decoder) for name in ("pixels", "prior", "posterior"))
+        return Lossless(trained, pixels, prior, posterior, identity)
     encoder = {k.removeprefix("encoder."): v.float() for k, v in tensors.items() if k.startswith("encoder.")}
     model = LossyModel(Config(**config)).eval().requires_grad_(False)
     missing, unknown = model.load_state_dict(encoder, strict=False)
     if unknown or any(name.startswith(("g_a.", "h_a.")) for name in missing):
         raise ValueError("the encoder's tensors do not fit the configuration")
-    for name, conv in model.decoder_convs().items():
-        conv.freeze(*(decoder[f"{name}.{part}"] for part in ("weight", "bias", "shift")))
-    stored = ("lows", "sizes", "counts", "escape")
-    tables = Tables.from_arrays({name: decoder[f"tables.{name}"].numpy() for name in stored})
+    freeze(model.decoder_convs(), decoder)
     return Lossy(
         model=model,
-        tables=tables,
-        identity=_digest(decoder, metadata["config"])[:16],
+        tables=tables_of("tables", decoder),
+        identity=identity,
         inverse=decoder["inverse"].long(),
         z_mean=decoder["z_mean"].long(),
         z_index=decoder["z_index"].long(),
     )
+
+
+def freeze(convs: dict[str, Conv], decoder: dict[str, Tensor]) -> None:
+    for name, conv in convs.items():
+        conv.freeze(*(decoder[f"{name}.{part}"] for part in ("weight", "bias", "shift")))
 
 
 def _digest(tensors: dict[str, Tensor], config: str) -> bytes:

@@ -1,0 +1,339 @@
+"""Tiles of lossless files: samples -> phases and latents -> ANS words, and the way back.
+
+Everything is written once, as generators that name the parts of a tile in the order in which they are decoded and are
+sent their values; ``bitstream.chain`` runs them forwards to pop and backwards to push.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitstream import (
+    AnsStack,
+    Codec,
+    CorruptError,
+    Parts,
+    Record,
+    Tables,
+    Tile,
+    VersionError,
+    bits_back,
+    chain,
+    pop_plain,
+    push_plain,
+    table_codec,
+)
+
+from .lossless import (
+    CHANNEL_ORDER,
+    LATENT_UNIT,
+    MEAN_UNIT,
+    PHASES,
+    SHAPES,
+    Above,
+    Head,
+    Level,
+    median,
+    normalised,
+)
+from .weights import Lossless
+
+BITS_BACK, ROUNDED, PLAIN, RAW = range(4)
+"""Tile methods. ROUNDED: too few bits to pop latents from, so that their rounded means are sent."""
+
+Samples = NDArray[np.unsignedinteger[Any]]
+Values = NDArray[np.int32]
+COLOURS = {1: "green", 0: "red", 2: "blue"}
+
+
+class StarvedError(Exception):
+    """There were not enough bits on the stack to pop the latents from."""
+
+
+def sample_type(depth: int) -> type[np.uint8] | type[np.uint16]:
+    return np.uint8 if depth == 8 else np.uint16
+
+
+def crc_of(samples: Samples) -> int:
+    """CRC-32 of the samples, row by row, little-endian."""
+    return zlib.crc32(raw(samples))
+
+
+def raw(samples: Samples) -> bytes:
+    return samples.astype(samples.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def phase_views(picture: NDArray[np.int32], levels: int, colours: int) -> list[NDArray[np.int32]]:
+    """Views into a picture [3, H, W]: what is coded at each level, coarsest first, by phase and colour."""
+    views = []
+    for level in range(levels - 1, -1, -1):
+        fine = picture[:, :: 2**level, :: 2**level]
+        for row, column in ((1, 1), (0, 1), (1, 0)):  # D, B, C
+            views += [fine[c, row::2, column::2] for c in CHANNEL_ORDER[:colours]]
+    return views
+
+
+class TileCoder:
+    """Codes tiles with one set of weights; ``depth`` bits a sample."""
+
+    def __init__(self, weights: Lossless | None, depth: int) -> None:
+        self.weights, self.depth = weights, depth
+
+    def push(self, samples: Samples) -> Tile:
+        """The smallest of the ways to code a tile [h, w, C]."""
+        crc, stack = crc_of(samples), AnsStack()
+        push_plain(stack, samples, self.depth)
+        candidates = [Tile(RAW, crc, raw(samples)), Tile(PLAIN, crc, stack.to_bytes())]
+        if self.weights is not None:
+            candidates.append(self._push_network(self.weights, samples, crc))
+        return min(candidates, key=lambda tile: len(tile.words))
+
+    def pop(self, tile: Tile, shape: tuple[int, int, int], record: Record | None = None) -> Samples:
+        """The samples of a tile. Raises CorruptError and VersionError."""
+        dtype = sample_type(self.depth)
+        samples: Samples
+        if tile.method == RAW:
+            if len(tile.words) != math.prod(shape) * np.dtype(dtype).itemsize:
+                raise CorruptError("a raw tile has the wrong size")
+            samples = np.frombuffer(tile.words, np.dtype(dtype).newbyteorder("<")).reshape(shape).astype(dtype)
+        elif tile.method in (PLAIN, BITS_BACK, ROUNDED):
+            stack = AnsStack(tile.words)
+            if tile.method == PLAIN:
+                samples = pop_plain(stack, shape, self.depth).astype(dtype)
+            elif self.weights is None:
+                raise CorruptError("a tile of 16-bit samples asks for the networks")
+            else:
+                samples = self._pop_network(self.weights, stack, shape, tile.method == ROUNDED, record)
+            if not stack.is_empty():
+                raise CorruptError("a tile fails its checksum")
+        else:
+            raise VersionError(f"unknown tile method {tile.method}")
+        if crc_of(samples) != tile.crc:
+            raise CorruptError("a tile fails its checksum")
+        return samples
+
+    def _push_network(self, weights: Lossless, samples: Samples, crc: int) -> Tile:
+        height, width, channels = samples.shape
+        colours = 3 if channels > 2 else 1
+        picture = np.empty((3, height, width), np.int32)
+        picture[:] = samples[..., :colours].transpose(2, 0, 1)
+        for method in (BITS_BACK, ROUNDED):
+            network = Network(weights, height, width, colours, method == ROUNDED)
+            stack = AnsStack()
+            if channels in (2, 4):
+                push_plain(stack, samples[..., -1:], self.depth)
+            try:
+                network.push(stack, picture)
+            except StarvedError:
+                continue
+            break
+        return Tile(method, crc, stack.to_bytes())
+
+    def _pop_network(
+        self,
+        weights: Lossless,
+        stack: AnsStack,
+        shape: tuple[int, int, int],
+        rounded: bool,
+        record: Record | None,
+    ) -> NDArray[np.uint8]:
+        height, width, channels = shape
+        colours = 3 if channels > 2 else 1
+        picture = Network(weights, height, width, colours, rounded).pop(stack, record)
+        samples = np.empty(shape, np.uint8)
+        samples[..., :colours] = picture[:colours].transpose(1, 2, 0)
+        if channels in (2, 4):
+            samples[..., -1:] = pop_plain(stack, (height, width, 1), self.depth)
+        return samples
+
+
+class Network:
+    """One tile under the networks. ``colours``: 3, or 1 for a grey picture, whose red and blue follow its green."""
+
+    def __init__(self, weights: Lossless, height: int, width: int, colours: int, rounded: bool) -> None:
+        self.weights, self.model = weights, weights.model
+        self.height, self.width, self.colours, self.rounded = height, width, colours, rounded
+        config = self.model.config
+        self.levels, step = config.levels, 2**config.levels
+        self.rows, self.columns = -(-height // step), -(-width // step)  # of the coarsest picture
+        block = 2 ** len(config.latents)
+        self.padding = (0, -self.columns % block, 0, -self.rows % block)
+        # What is known after each group of latents; they are the same whoever asks.
+        self.above: dict[int, Above] = {}
+
+    def push(self, stack: AnsStack, picture: NDArray[np.int32]) -> None:
+        """Push a picture [3, H, W]; the finest level first, so that the latents can be popped from its bits."""
+        step = 2**self.levels
+        coarsest = picture[:, ::step, ::step]
+        views = phase_views(picture, self.levels, self.colours)
+        chain(lambda: self._level_parts(coarsest)).push(stack, [np.ascontiguousarray(v).ravel() for v in views])
+        self._coarsest(None).push(stack, [coarsest[c].ravel() for c in CHANNEL_ORDER[: self.colours]])
+
+    def pop(self, stack: AnsStack, record: Record | None) -> NDArray[np.int32]:
+        picture = np.empty((3, self.height, self.width), np.int32)
+        step = 2**self.levels
+        coarsest = self._assembled(self._coarsest(record).pop(stack))
+        picture[:, ::step, ::step] = coarsest
+        values = chain(lambda: self._level_parts(coarsest), record).pop(stack)
+        for view, value in zip(phase_views(picture, self.levels, self.colours), values, strict=True):
+            view[:] = value.reshape(view.shape)
+        if self.colours == 1:
+            picture[:] = picture[CHANNEL_ORDER[0]]
+        if picture.min() < 0 or picture.max() > 255:
+            raise CorruptError("a tile fails its checksum")
+        return picture
+
+    def _assembled(self, values: list[Values]) -> NDArray[np.int32]:
+        """The coarsest picture [3, h, w] from its colours."""
+        picture = np.empty((3, self.rows, self.columns), np.int32)
+        for k, c in enumerate(CHANNEL_ORDER):
+            picture[c] = values[min(k, self.colours - 1)].reshape(self.rows, self.columns)
+        return picture
+
+    def _coarsest(self, record: Record | None) -> Codec[list[Values]]:
+        """The coarsest picture and its latents, by bits-back."""
+
+        def posterior(values: list[Values]) -> Codec[list[Values]]:
+            x = self._tensor(np.clip(self._assembled(values), 0, 255))
+            return self._checked(chain(lambda: self._posterior_parts(x), record))
+
+        return bits_back(chain(self._prior_parts, record), lambda z: chain(self._likelihood_parts, record), posterior)
+
+    def _checked(self, codec: Codec[list[Values]]) -> Codec[list[Values]]:
+        """Raises StarvedError where popping would come to the bottom of the stack."""
+        if self.rounded:
+            return codec
+
+        def pop(stack: AnsStack) -> list[Values]:
+            z = codec.pop(stack)
+            if stack.bits() < 64:
+                raise StarvedError
+            return z
+
+        return Codec(codec.push, pop)
+
+    def _prior_parts(self) -> Parts:
+        above = None
+        for g in range(len(self.model.config.latents) - 1, -1, -1):
+            mean, index = self.model.vae.prior_of(g, above, self._latent_grid(g))
+            z = yield f"z_{g + 1}", self._latents(mean, index, self.weights.prior_tables)
+            above = self._descend(g, above, z, mean)
+
+    def _posterior_parts(self, x: Tensor) -> Parts:
+        x = F.pad(x, self.padding, mode="replicate")
+        features, above = self.model.vae.inference(x), None
+        for g in range(len(features) - 1, -1, -1):
+            mean, index = self.model.vae.posterior_of(g, above, features[g], x)
+            tables = None if self.rounded else self.weights.posterior_tables
+            z = yield f"z_{g + 1} returned", self._latents(mean, index, tables)
+            above = self._descend(g, above, z, mean)
+
+    def _descend(self, g: int, above: Above | None, z: Values, like: Tensor) -> Above:
+        if g not in self.above:
+            latents = torch.from_numpy(z).to(like.device).view(like.shape).to(like.dtype) * LATENT_UNIT
+            self.above[g] = self.model.vae.descend(g, above, latents)
+        return self.above[g]
+
+    def _likelihood_parts(self) -> Parts:
+        vae, above = self.model.vae, self.above[0]
+        centre = vae.centre(above)
+        yield from self._colours(
+            "x", vae.head, vae.last(above.h), None, centre, torch.zeros_like(centre), self.rows, self.columns
+        )
+
+    def _level_parts(self, coarsest: NDArray[np.int32]) -> Parts:
+        a, features = self._tensor(coarsest), None
+        for depth, level in enumerate(self.model.levels):
+            assert isinstance(level, Level)
+            number = self.levels - depth
+            step = 2 ** (number - 1)
+            rows, columns = -(-self.height // step), -(-self.width // step)
+            h, mean = level.enter(a, features)
+            known = [a]
+            fine = a.new_empty(1, 3, 2 * a.shape[2], 2 * a.shape[3])
+            fine[..., ::2, ::2] = a
+            for name, row, column in zip(PHASES, (1, 0, 1), (1, 1, 0), strict=True):
+                linear = level.head(name).linear(known)
+                x, normal = yield from self._colours(
+                    f"{name}_{number}",
+                    level.head(name),
+                    h,
+                    linear,
+                    median(name, known),
+                    a,
+                    (rows + 1 - row) // 2,
+                    (columns + 1 - column) // 2,
+                )
+                fine[..., row::2, column::2] = x
+                known.append(x)
+                if name in level.updates:
+                    h = level.update(name, h, x - mean, normal)
+            features = level.features(h) if level.up is not None else None
+            features = features[..., :rows, :columns] if features is not None else None
+            a = fine[..., :rows, :columns]
+
+    def _colours(
+        self,
+        name: str,
+        head: Head,
+        h: Tensor,
+        linear: Tensor | None,
+        centre: Tensor,
+        outside: Tensor,
+        rows: int,
+        columns: int,
+    ) -> Generator[tuple[str, Codec[Values]], Values, tuple[Tensor, Tensor]]:
+        """The colours of one phase, of which rows x columns samples lie inside the picture; those that do not are
+        taken from ``outside``. Returns samples and normalised residuals [1, 3, h, w]."""
+        hidden, seen = head.hidden(h), list[tuple[Tensor, Tensor]]()
+        x = outside.clone()
+        for k, c in enumerate(CHANNEL_ORDER):
+            mean, index, shape = head.colour(k, hidden, linear, centre[:, c], seen)
+            if k < self.colours:
+                inside = (0, slice(0, rows), slice(0, columns))
+                steps = (mean[inside] / MEAN_UNIT).int()
+                tables = (index[inside] * SHAPES + shape[inside]).int() * 8 + steps % 8
+                locs = steps.div(8, rounding_mode="floor")
+                values = yield (
+                    f"{name} {COLOURS[c]}",
+                    table_codec(self.weights.pixel_tables, flat(tables), flat(locs)),
+                )
+                x[:, c][inside] = torch.from_numpy(values).to(x.device).view(rows, columns).to(x.dtype).clamp(0, 255)
+            else:
+                x[:, c] = x[:, CHANNEL_ORDER[0]]
+            residual = x[:, c] - mean
+            seen.append((residual, normalised(residual, index, True)))
+        return x, torch.stack([e for _, e in seen], 1)
+
+    def _latents(self, mean: Tensor, index: Tensor, tables: Tables | None) -> Codec[Values]:
+        """Latents under tables; without any, their rounded means."""
+        steps = (mean * (4 / LATENT_UNIT)).int()
+        if tables is None:
+            rounded = flat((steps + 2).div(4, rounding_mode="floor"))
+            return Codec(lambda stack, values: None, lambda stack: rounded)
+        locs = steps.div(4, rounding_mode="floor")
+        return table_codec(tables, flat(index.int() * 4 + steps % 4), flat(locs))
+
+    def _latent_grid(self, g: int) -> Tensor:
+        """A tensor with the size of z_g."""
+        rows, columns = self.rows + self.padding[3], self.columns + self.padding[1]
+        parameter = self.model.vae.top_mean
+        return parameter.new_empty(1, 1, rows // 2 ** (g + 1), columns // 2 ** (g + 1))
+
+    def _tensor(self, picture: NDArray[np.int32]) -> Tensor:
+        parameter = self.model.vae.top_mean
+        return torch.from_numpy(np.ascontiguousarray(picture))[None].to(parameter.device, parameter.dtype)
+
+
+def flat(x: Tensor) -> Values:
+    values: Values = x.to(torch.int32).flatten().cpu().numpy()
+    return values
