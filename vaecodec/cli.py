@@ -199,7 +199,9 @@ def verify(source: Path, device: str, threads: int | None, weights: Path | None,
     header = read_header(data)
     codec = load_codec(device, threads, weights)
     with bar(header.width * header.height, quiet) as progress:
-        codec.decompress(data, progress=progress)
+        # Pillow has no mode for all that a lossless file may hold.
+        decode = codec.decompress_array if header.kind == Kind.LOSSLESS else codec.decompress
+        decode(data, progress=progress)
     if not quiet:
         click.echo(f"{source}: good", err=True)
 

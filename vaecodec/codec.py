@@ -223,6 +223,8 @@ class Codec:
     def account(self, data: bytes) -> dict[str, float]:
         """Where the bits of a lossless file went: by part, in bits; what the posterior gives back is negative."""
         container, bits = unpack(data), dict[str, float]()
+        if container.header.kind != Kind.LOSSLESS:
+            raise VersionError("not a lossless file")
 
         def record(name: str, count: float) -> None:
             bits[name] = bits.get(name, 0.0) + count
@@ -243,7 +245,7 @@ class Codec:
             raise VersionError(f"colour transform {header.colour} is not supported by this version")
         if header.tile > TILE_MAX:
             raise CorruptError(f"tile size {header.tile} is larger than {TILE_MAX}")
-        network = any(tile.method in (BITS_BACK, ROUNDED) for tile in container.tiles)
+        network = header.depth == 8 and any(tile.method in (BITS_BACK, ROUNDED) for tile in container.tiles)
         if network and header.model != self.lossless.identity:
             raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossless.identity.hex()}")
         coder = TileCoder(self.lossless if network else None, header.depth)

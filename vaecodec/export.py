@@ -148,6 +148,7 @@ def export(checkpoint: Path, data: Path, out: Path) -> None:
     images = load_images(data)
     side = min(256, max(min(image.shape[1:]) for image in images) // 64 * 64)
     crops = Crops(images, side, torch.device("cpu"), seed=2)
+    torch.manual_seed(2)  # for the latents
     if isinstance(model, LosslessModel):
         save_lossless(out, model, fit_pixel_tables(model, crops), latent_tables(True), latent_tables(False))
     else:

@@ -57,12 +57,14 @@ def samples_of(picture: Image.Image) -> tuple[Samples, Mode, int]:
     refuse_frames(picture)
     mode = picture.mode
     if mode.startswith("I"):
+        if "transparency" in picture.info:
+            raise ImageError(f"mode {mode} with transparency is not supported: flatten it first")
         values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(f"mode {mode} with values outside 0..65535 is not supported")
         return values.astype(np.uint16)[..., None], Mode["I;16"], 16
-    if mode in ("L", "RGB") and "transparency" in picture.info:
-        kept = mode + "A"
+    if mode in ("1", "L", "RGB") and "transparency" in picture.info:
+        kept = "RGBA" if mode == "RGB" else "LA"
     elif mode in ("P", "PA"):
         kept = "RGBA" if mode == "PA" or "transparency" in picture.info else "RGB"
     else:

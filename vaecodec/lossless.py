@@ -206,13 +206,15 @@ class Head(nn.Module):
         out = self.out[k](act(h, exact)).float()
         out = requantise(out, OUT_UNIT, -16, 16, exact)
         mean = centre + out[:, 0] * self.span
-        gates = requantise(out[:, 3:] * 2, GATE_UNIT, -2, 2, exact)
+        # The factors set how far a training step moves each: many filters add up, so a gate must move little.
+        gates = requantise(out[:, 3 : 3 + self.filters] / 8, GATE_UNIT, -2, 2, exact)
+        shares = requantise(out[:, 3 + self.filters :] / 2, GATE_UNIT, -2, 2, exact)
         if linear is not None:
-            mean = mean + linear[:, k, 0] + (linear[:, k, 1:] * gates[:, : self.filters]).sum(1)
-        for (residual, _), share in zip(seen, gates[:, self.filters :].unbind(1), strict=True):
+            mean = mean + linear[:, k, 0] + (linear[:, k, 1:] * gates).sum(1)
+        for (residual, _), share in zip(seen, shares.unbind(1), strict=True):
             mean = mean + residual * share
-        index = requantise(keep_in(16 + 16 * out[:, 1], 0, SCALES - 1), 1.0, 0, SCALES - 1, exact)
-        shape = requantise(keep_in(1 + 4 * out[:, 2], 0, SHAPES - 1), 1.0, 0, SHAPES - 1, exact)
+        index = requantise(keep_in(16 + 4 * out[:, 1], 0, SCALES - 1), 1.0, 0, SCALES - 1, exact)
+        shape = requantise(keep_in(1 + 2 * out[:, 2], 0, SHAPES - 1), 1.0, 0, SHAPES - 1, exact)
         return requantise(mean, MEAN_UNIT, 0, 255, exact), index, shape
 
 
@@ -535,8 +537,12 @@ def start_from_linear(model: LosslessModel, crops: Crops) -> None:
             gram = rows.T @ (rows * weight)
             gram += torch.eye(len(gram)) * (1e-5 * gram.diagonal().mean())
             solution = torch.linalg.solve(gram, (rows * weight).T @ target).T
-            # The gated filters start as random differences, without an answer to what is flat.
-            base.weight.sub_(base.weight.mean(1, keepdim=True))
+            # The gated filters are random differences around the centre; what is flat, in any colour, leaves them at 0.
+            distance = torch.linspace(-2, 2, 5).square()
+            window = torch.exp(-(distance[:, None] + distance) / 2).flatten()
+            taps = torch.randn(len(base.weight), inputs.shape[1], 25) * window
+            taps -= window * (taps.sum(2, keepdim=True) / window.sum())
+            base.weight.copy_((taps / taps.square().sum((1, 2), keepdim=True).sqrt()).flatten(1))
             base.weight[:: 1 + model.config.filters] = solution.to(base.weight.dtype)
             known.append(parts[name])
     start_vae(model.vae, x[..., :: 2**model.config.levels, :: 2**model.config.levels])

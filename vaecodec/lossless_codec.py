@@ -152,7 +152,10 @@ class TileCoder:
         samples = np.empty(shape, np.uint8)
         samples[..., :colours] = picture[:colours].transpose(1, 2, 0)
         if channels in (2, 4):
+            before = stack.bits()
             samples[..., -1:] = pop_plain(stack, (height, width, 1), self.depth)
+            if record:
+                record("alpha", before - stack.bits())
         return samples
 
 
@@ -219,7 +222,13 @@ class Network:
                 raise StarvedError
             return z
 
-        return Codec(codec.push, pop)
+        def push(stack: AnsStack, z: list[Values]) -> None:
+            try:
+                codec.push(stack, z)
+            except ValueError:  # popped from a damaged file: the posterior's tables have no escape
+                raise CorruptError("a tile fails its checksum") from None
+
+        return Codec(push, pop)
 
     def _prior_parts(self) -> Parts:
         above = None

@@ -27,7 +27,7 @@ from .crops import Crops, load_images
 from .exact import Conv
 from .objectives import Lossless, Lossy, Objective
 
-LINEAR_RATE = 0.1
+LINEAR_RATE = 0.0
 """Learning rate of linear filters, in terms of the others': a small step there moves every prediction."""
 AVERAGE_EVERY = 5  # steps; each update reads all weights
 
@@ -212,11 +212,11 @@ def train(
 
 
 def optimisers_of(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Adam; and Muon, if wanted, for the matrices of all layers but small and linear ones."""
+    """Adam; and Muon, if wanted, for the matrices between activations."""
     matrices: list[nn.Parameter] = []
     if config.muon:
         matrices = [
-            m.weight for m in model.modules() if isinstance(m, Conv) and not m.linear and min(m.weight.shape) >= 8
+            m.weight for m in model.modules() if isinstance(m, Conv) and not m.wide and min(m.weight.shape) >= 8
         ]
     kept = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in kept]

@@ -238,7 +238,7 @@ def load(path: Path, device: torch.device) -> Lossy | Lossless:
             raise ValueError("it fails its checksum")
     except FileNotFoundError:
         raise WeightsError(f"no weights at {path}") from None
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path.name} is damaged: {error}") from None
     for dtype in (torch.float32, torch.float64):
         weights.to(device, dtype)
