@@ -7,7 +7,7 @@ from PIL import Image
 pytest.importorskip("scipy")  # of the "bench" extra
 pytest.importorskip("matplotlib")
 
-from benchmarks import kodak
+from benchmarks import bitsback, kodak
 from benchmarks.bd_rate import Curve, bd_rate
 
 # Pillow's JPEG (4:2:0) and WebP (method 6) on Kodak-24: bits per pixel, PSNR in dB.
@@ -83,3 +83,14 @@ def test_measure(codec: kodak.Codec, tmp_path: Path) -> None:
     small, large = kodak.measure("", codec, [tmp_path / "gradient.png"], [5, 95])
     assert small.rows[0].picture == "gradient" and small.rows[0].pixels == 256 * 256
     assert small.bpp < large.bpp and 20 < small.psnr < large.psnr
+
+
+def test_lossless_files_reach_their_bound(photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "photo.png")
+    bitsback.run([tmp_path / "photo.png"], tmp_path / "out")
+    (row,) = json.loads((tmp_path / "out" / "lossless.json").read_text("utf-8"))
+    assert sum(row["parts"].values()) == pytest.approx(8 * row["bytes"])
+    assert row["returned"] > 0 and row["bytes"] < row["webp"] < row["png"]
+    # small: headers weigh, and one sample of the latents is noisy
+    assert 8 * row["bytes"] == pytest.approx(sum(row["bound"].values()), rel=0.02)
+    assert {"lossless.md", "lossless.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
