@@ -168,8 +168,8 @@ class Head(nn.Module):
                 linear=True,
             )
             self.base.weight.data.mul_(0.3)
-        self.hidden = conv(channels, 3 * c.hidden)
-        self.given = nn.ModuleList(conv(2 * k, c.hidden) for k in (1, 2))
+        self.hidden = conv(channels + 3 * (known > 0), 3 * c.hidden)
+        self.given = nn.ModuleList(conv(3 * k, c.hidden) for k in (1, 2))
         self.out = nn.ModuleList(
             Conv(
                 c.hidden,
@@ -201,7 +201,7 @@ class Head(nn.Module):
         exact = self.hidden.exact
         h = hidden.chunk(3, 1)[k]
         if k:
-            inputs = torch.stack([part for r, e in seen for part in (coarse(r, exact), e)], 1)
+            inputs = torch.stack([part for r, e in seen for part in (coarse(r, exact), e, logarithm(r, exact))], 1)
             h = h + requantise(self.given[k - 1](inputs.to(h.dtype)), UNIT, -16, 16, exact)
         out = self.out[k](act(h, exact)).float()
         out = requantise(out, OUT_UNIT, -16, 16, exact)
@@ -223,6 +223,18 @@ def coarse(residual: Tensor, exact: bool) -> Tensor:
     return requantise(residual / 8, UNIT, -16, 16, exact)
 
 
+LOGARITHMS = [round(32 * math.log2(1 + n / 8)) / 32 for n in range(4096)]
+"""log2(1 + |x|) for |x| in eighths, on the grid of activations; no value is near a tie."""
+
+
+def logarithm(x: Tensor, exact: bool) -> Tensor:
+    """log2(1 + |x|) of grey levels as an activation: scales are logarithms, which small networks are bad at."""
+    if not exact:
+        return torch.log2(1 + x.abs())
+    table = torch.tensor(LOGARITHMS, dtype=x.dtype, device=x.device)
+    return table[(x.abs() * 8).clamp(max=len(LOGARITHMS) - 1).long()]
+
+
 def normalised(residual: Tensor, index: Tensor, exact: bool) -> Tensor:
     """Residual in units of its scale, as an activation."""
     inverse = 0.5 / scale_of(index)
@@ -242,10 +254,9 @@ class Phase(NamedTuple):
         return pixel_bits(*self)
 
 
-def predict(head: Head, h: Tensor, linear: Tensor | None, centre: Tensor, x: Tensor) -> tuple[Phase, Tensor]:
+def predict(head: Head, hidden: Tensor, linear: Tensor | None, centre: Tensor, x: Tensor) -> tuple[Phase, Tensor]:
     """All colours of a phase whose pixels x [B, 3, h, w] are known, and the activations that tell later phases how
     good the prediction was [B, 3, h, w]."""
-    hidden = head.hidden(h)
     seen: list[tuple[Tensor, Tensor]] = []
     parts = []
     for k, c in enumerate(CHANNEL_ORDER):
@@ -270,8 +281,9 @@ def local_mean(a: Tensor) -> Tensor:
     return torch.floor(x / (16 * LEVEL_UNIT) + 0.5) * LEVEL_UNIT
 
 
-def median(phase: str, known: list[Tensor]) -> Tensor:
-    """Mean of the two middle ones of the four nearest known pixels, for each pixel of a phase [B, 3, h, w]."""
+def nearest(phase: str, known: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Of the four nearest known pixels, for each pixel of a phase, the mean of the two middle ones and the difference
+    of the outer ones [B, 3, h, w]."""
     height, width = known[0].shape[2:]
 
     def at(pixels: Tensor, row: int, column: int) -> Tensor:
@@ -285,9 +297,10 @@ def median(phase: str, known: list[Tensor]) -> Tensor:
         four = (a, at(a, 0, 1), at(known[1], -1, 0), known[1])
     else:
         four = (a, at(a, 1, 0), at(known[1], 0, -1), known[1])
-    low = torch.maximum(torch.minimum(four[0], four[1]), torch.minimum(four[2], four[3]))
-    high = torch.minimum(torch.maximum(four[0], four[1]), torch.maximum(four[2], four[3]))
-    return (low + high) / 2
+    lows = torch.minimum(four[0], four[1]), torch.minimum(four[2], four[3])
+    highs = torch.maximum(four[0], four[1]), torch.maximum(four[2], four[3])
+    middle = (torch.maximum(*lows) + torch.minimum(*highs)) / 2
+    return middle, torch.maximum(*highs) - torch.minimum(*lows)
 
 
 class Level(nn.Module):
@@ -317,6 +330,13 @@ class Level(nn.Module):
             h = block(h)
         return h, mean
 
+    def prepare(self, phase: str, h: Tensor, known: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What a phase's head starts from: hidden activations, linear filters, centre."""
+        head = self.head(phase)
+        centre, spread = nearest(phase, known)
+        inputs = torch.cat([h, logarithm(spread, self.entry.exact).to(h.dtype)], 1)
+        return head.hidden(inputs), head.linear(known), centre
+
     def update(self, phase: str, h: Tensor, difference: Tensor, normal: Tensor) -> Tensor:
         """The state after a phase: its pixels as differences from the local mean, and its normalised residuals."""
         updated: Tensor = self.updates[phase](h, coarse(difference, self.entry.exact), normal)
@@ -333,8 +353,7 @@ class Level(nn.Module):
         h, mean = self.enter(parts["A"], features)
         known, phases = [parts["A"]], []
         for name in PHASES:
-            head = self.head(name)
-            phase, normal = predict(head, h, head.linear(known), median(name, known), parts[name])
+            phase, normal = predict(self.head(name), *self.prepare(name, h, known), parts[name])
             known.append(parts[name])
             phases.append(phase)
             if name in self.updates:
@@ -472,7 +491,7 @@ class Vae(nn.Module):
 
     def likelihood(self, x: Tensor, above: Above) -> Phase:
         """p(x | latents)."""
-        return predict(self.head, self.last(above.h), None, self.centre(above), x)[0]
+        return predict(self.head, self.head.hidden(self.last(above.h)), None, self.centre(above), x)[0]
 
     def centre(self, above: Above) -> Tensor:
         """Where the likelihood's means start from, in grey levels [B, 3, h, w]."""
@@ -532,7 +551,9 @@ def start_from_linear(model: LosslessModel, crops: Crops) -> None:
             base = module.head(name).base
             inputs = F.pad(torch.cat(known, 1) - CENTRE, (2, 2, 2, 2), mode="replicate")
             rows = F.unfold(inputs, 5).transpose(1, 2).flatten(0, 1).double()
-            target = (parts[name] - median(name, known))[:, CHANNEL_ORDER].permute(0, 2, 3, 1).flatten(0, 2).double()
+            target = (
+                (parts[name] - nearest(name, known)[0])[:, CHANNEL_ORDER].permute(0, 2, 3, 1).flatten(0, 2).double()
+            )
             weight = 1 / (rows.var(1, keepdim=True) + 4)
             gram = rows.T @ (rows * weight)
             gram += torch.eye(len(gram)) * (1e-5 * gram.diagonal().mean())

@@ -42,7 +42,6 @@ from .lossless import (
     Above,
     Head,
     Level,
-    median,
     normalised,
 )
 from .weights import Lossless
@@ -256,7 +255,14 @@ class Network:
         vae, above = self.model.vae, self.above[0]
         centre = vae.centre(above)
         yield from self._colours(
-            "x", vae.head, vae.last(above.h), None, centre, torch.zeros_like(centre), self.rows, self.columns
+            "x",
+            vae.head,
+            vae.head.hidden(vae.last(above.h)),
+            None,
+            centre,
+            torch.zeros_like(centre),
+            self.rows,
+            self.columns,
         )
 
     def _level_parts(self, coarsest: NDArray[np.int32]) -> Parts:
@@ -271,13 +277,10 @@ class Network:
             fine = a.new_empty(1, 3, 2 * a.shape[2], 2 * a.shape[3])
             fine[..., ::2, ::2] = a
             for name, row, column in zip(PHASES, (1, 0, 1), (1, 1, 0), strict=True):
-                linear = level.head(name).linear(known)
                 x, normal = yield from self._colours(
                     f"{name}_{number}",
                     level.head(name),
-                    h,
-                    linear,
-                    median(name, known),
+                    *level.prepare(name, h, known),
                     a,
                     (rows + 1 - row) // 2,
                     (columns + 1 - column) // 2,
@@ -294,7 +297,7 @@ class Network:
         self,
         name: str,
         head: Head,
-        h: Tensor,
+        hidden: Tensor,
         linear: Tensor | None,
         centre: Tensor,
         outside: Tensor,
@@ -303,8 +306,7 @@ class Network:
     ) -> Generator[tuple[str, Codec[Values]], Values, tuple[Tensor, Tensor]]:
         """The colours of one phase, of which rows x columns samples lie inside the picture; those that do not are
         taken from ``outside``. Returns samples and normalised residuals [1, 3, h, w]."""
-        hidden, seen = head.hidden(h), list[tuple[Tensor, Tensor]]()
-        x = outside.clone()
+        seen, x = list[tuple[Tensor, Tensor]](), outside.clone()
         for k, c in enumerate(CHANNEL_ORDER):
             mean, index, shape = head.colour(k, hidden, linear, centre[:, c], seen)
             if k < self.colours:
