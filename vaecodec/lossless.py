@@ -149,7 +149,8 @@ class Head(nn.Module):
     """From features and known pixels to mean, scale and shape of one phase, colour by colour.
 
     mean = centre + linear filter + gated linear filters + correction + shares of the residuals of the colours that are
-    known. The centre is the median of the four nearest known pixels. ``known``: phases whose pixels are known;
+    known. The centre is the median of the four nearest known pixels; for red and blue, green and the median of their
+    differences from green. ``known``: phases whose pixels are known;
     ``span``: how many grey levels a correction of 1 means.
     """
 
@@ -260,7 +261,8 @@ def predict(head: Head, hidden: Tensor, linear: Tensor | None, centre: Tensor, x
     seen: list[tuple[Tensor, Tensor]] = []
     parts = []
     for k, c in enumerate(CHANNEL_ORDER):
-        mean, index, shape = head.colour(k, hidden, linear, centre[:, c], seen)
+        start = centre[:, c] + x[:, 1] if k and linear is not None else centre[:, c]
+        mean, index, shape = head.colour(k, hidden, linear, start, seen)
         residual = x[:, c] - mean
         seen.append((residual, normalised(residual, index, head.hidden.exact)))
         parts.append((residual, index, shape))
@@ -281,9 +283,16 @@ def local_mean(a: Tensor) -> Tensor:
     return torch.floor(x / (16 * LEVEL_UNIT) + 0.5) * LEVEL_UNIT
 
 
+def differences(x: Tensor) -> Tensor:
+    """Red and blue less green, and green, of x [B, 3, h, w]."""
+    green = x[:, 1:2]
+    return torch.cat([x[:, :1] - green, green, x[:, 2:] - green], 1)
+
+
 def nearest(phase: str, known: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Of the four nearest known pixels, for each pixel of a phase, the mean of the two middle ones and the difference
-    of the outer ones [B, 3, h, w]."""
+    of the outer ones [B, 3, h, w]; of red and blue, of their differences from green."""
+    known = [differences(pixels) for pixels in known]
     height, width = known[0].shape[2:]
 
     def at(pixels: Tensor, row: int, column: int) -> Tensor:
@@ -551,9 +560,8 @@ def start_from_linear(model: LosslessModel, crops: Crops) -> None:
             base = module.head(name).base
             inputs = F.pad(torch.cat(known, 1) - CENTRE, (2, 2, 2, 2), mode="replicate")
             rows = F.unfold(inputs, 5).transpose(1, 2).flatten(0, 1).double()
-            target = (
-                (parts[name] - nearest(name, known)[0])[:, CHANNEL_ORDER].permute(0, 2, 3, 1).flatten(0, 2).double()
-            )
+            target = (differences(parts[name]) - nearest(name, known)[0])[:, CHANNEL_ORDER]
+            target = target.permute(0, 2, 3, 1).flatten(0, 2).double()
             weight = 1 / (rows.var(1, keepdim=True) + 4)
             gram = rows.T @ (rows * weight)
             gram += torch.eye(len(gram)) * (1e-5 * gram.diagonal().mean())

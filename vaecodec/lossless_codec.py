@@ -308,7 +308,8 @@ class Network:
         taken from ``outside``. Returns samples and normalised residuals [1, 3, h, w]."""
         seen, x = list[tuple[Tensor, Tensor]](), outside.clone()
         for k, c in enumerate(CHANNEL_ORDER):
-            mean, index, shape = head.colour(k, hidden, linear, centre[:, c], seen)
+            start = centre[:, c] + x[:, 1] if k and linear is not None else centre[:, c]
+            mean, index, shape = head.colour(k, hidden, linear, start, seen)
             if k < self.colours:
                 inside = (0, slice(0, rows), slice(0, columns))
                 steps = (mean[inside] / MEAN_UNIT).int()
