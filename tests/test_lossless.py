@@ -189,7 +189,7 @@ def test_flat_pictures_are_small(lossless_codec: Codec, mode: str) -> None:
 def test_tiles_that_hold_too_few_bits_to_pop_latents_send_their_means(lossless_codec: Codec) -> None:
     for image, method in (
         (picture(1, 1), ROUNDED),
-        (picture(5, 4, "L"), ROUNDED),
+        (picture(3, 2, "L"), ROUNDED),
         (picture(90, 70), BITS_BACK),
     ):
         data = lossless_codec.compress(image, lossless=True)

@@ -44,7 +44,7 @@ OUT_UNIT = 1 / 256
 LEVEL_UNIT = 1 / 4
 """Grid of pixels as the networks see them: differences from a local mean, in grey levels."""
 MEAN_UNIT = 1 / 8
-GATE_UNIT = 1 / 64
+GATE_UNIT = 1 / 256
 
 LINEAR_CROPS = 300
 CENTRE = 128
