@@ -91,4 +91,4 @@ def test_lossless_files_are_accounted_for(photo: Image.Image, tmp_path: Path) ->
     (row,) = json.loads((tmp_path / "out" / "lossless.json").read_text("utf-8"))
     assert sum(row["parts"].values()) == pytest.approx(8 * row["bytes"])
     assert row["bytes"] < row["png"] and 8 * row["bytes"] < 1.03 * sum(row["bound"].values())
-    assert {"lossless.md", "lossless.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert (tmp_path / "out" / "lossless.md").exists()
