@@ -266,7 +266,7 @@ def test_the_bits_of_a_file_are_those_of_the_model(lossless_codec: Codec, monkey
             assert expected[k].sum() - 1 <= coded <= expected[k].sum() + slack, (name, c)
     density = sum(float(phase.bits().sum()) for phase in phases.values())
     coded = sum(bits[f"{name} {COLOURS[c]}"] for name in phases for c in CHANNEL_ORDER)
-    assert 0.9 * density < coded < 1.02 * density  # fitted tables know better
+    assert 0.8 * density < coded < 1.02 * density  # fitted tables know better
     groups = range(1, len(latents) + 1)
     assert all(bits[f"z_{g}"] > 0 > bits[f"z_{g} returned"] for g in groups)
     net = sum(bits[f"z_{g}"] + bits[f"z_{g} returned"] for g in groups)
