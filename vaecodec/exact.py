@@ -70,7 +70,7 @@ class Conv(nn.Module):
     ``in_max``: largest magnitude of each input channel in units of ``in_unit`` (one number, or one for each channel).
     ``knots``: how many biases are stored over the quality range; they are interpolated.
     ``wide``: never computed in bf16 (linear paths whose values span many bits).
-    ``linear``: starts at the solution of a linear problem; optimisers refine it gently.
+    ``linear``: starts at the solution of a linear problem; training leaves it there.
     ``added``: largest magnitude, in units of ``out_unit``, of what is added to the result before it is rounded.
     """
 
