@@ -28,7 +28,7 @@ from .exact import Conv
 from .objectives import Lossless, Lossy, Objective
 
 LINEAR_RATE = 0.0
-"""Learning rate of linear filters, in terms of the others': they stay, for a small step there moves every prediction."""
+"""Learning rate of linear filters, as a part of that of the others: a small step there moves every prediction."""
 AVERAGE_EVERY = 5  # steps; each update reads all weights
 
 
