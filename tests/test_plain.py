@@ -128,8 +128,8 @@ def test_push_refuses_before_it_changes_anything() -> None:
         (np.zeros((2, 3, 5), np.uint8), 8, ValueError),
         (good, 7, ValueError),
         (good, 17, ValueError),
-        (good - np.int16(1), 8, ValueError),
-        (good + np.uint16(1024), 10, ValueError),
+        (good.astype(np.int16) - 1, 8, ValueError),
+        (good.astype(np.uint16) + 1024, 10, ValueError),
     ):
         with pytest.raises(error):
             push_plain(stack, samples, depth)
