@@ -192,7 +192,8 @@ def _around(grid: _Plane, start: tuple[int, int], offsets: Sequence[tuple[int, i
     (y, x), (height, width) = start, grid.shape
     padded = np.pad(grid, 3, mode="reflect")
     views = [padded[3 + y + dy : 3 + height + dy : 2, 3 + x + dx : 3 + width + dx : 2] for dy, dx in offsets]
-    return np.stack(views).reshape(len(offsets), -1).astype(np.int32)
+    around: _Values = np.stack(views).reshape(len(offsets), -1).astype(np.int32)
+    return around
 
 
 def _code_plane(plane: _Plane, limit: int, kind: int, guide: _Plane, sizes: _Plane, code: _Code) -> None:
@@ -230,7 +231,8 @@ def _code_plane(plane: _Plane, limit: int, kind: int, guide: _Plane, sizes: _Pla
 def _chosen(stated: Ints) -> Ints:
     """The table number of each context, from 0 for that of the context before or 1 + number."""
     last = np.maximum.accumulate(np.where(stated > 0, np.arange(_CONTEXTS), 0))
-    return np.maximum(stated[last] - 1, 0)
+    chosen: Ints = np.maximum(stated[last] - 1, 0)
+    return chosen
 
 
 def _fixed(value: int, bits: int) -> _Push:

@@ -254,7 +254,7 @@ class Codec:
         with exact_arithmetic(self.device):
             for box, tile in zip(tiles(*shape[:2], header.tile), container.tiles, strict=True):
                 inside = samples[box.top : box.bottom, box.left : box.right]
-                inside[:] = coder.pop(tile, inside.shape, record)
+                inside[:] = coder.pop(tile, (box.bottom - box.top, box.right - box.left, shape[2]), record)
                 if progress:
                     progress((box.bottom - box.top) * (box.right - box.left))
         return samples
