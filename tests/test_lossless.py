@@ -449,7 +449,7 @@ def damaged(request: pytest.FixtureRequest, lossless_codec: Codec) -> tuple[byte
             tile = Tile(RAW, crc_of(samples), samples.tobytes())
             data = pack(unpack(data).header, [tile])
     else:
-        image = photograph(30, 23, "RGBA") if request.param == BITS_BACK else picture(5, 4, "L")
+        image = photograph(30, 23, "RGBA") if request.param == BITS_BACK else picture(3, 2, "L")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TileCoder, "push", push_by_networks)
             data = lossless_codec.compress(image, lossless=True)
