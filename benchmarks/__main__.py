@@ -14,6 +14,14 @@ data_option = click.option(
     help="Folder of pictures.",
 )
 
+out_option = click.option(
+    "--out",
+    default="benchmarks/results",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Results go to a folder in here with the name of the pictures' folder.",
+)
+
 
 def find_pictures(folder: Path) -> list[Path]:
     """The picture files directly in the folder, by name."""
@@ -38,13 +46,7 @@ def main() -> None:
 
 @main.command("kodak")
 @data_option
-@click.option(
-    "--out",
-    default="benchmarks/results",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Results go to a folder in here with the name of the pictures' folder.",
-)
+@out_option
 @click.option(
     "--qualities",
     default="0,12.5,25,37.5,50,62.5,75,87.5,100",
@@ -59,13 +61,7 @@ def kodak_command(data: Path, out: Path, qualities: list[float]) -> None:
 
 @main.command("bitsback")
 @data_option
-@click.option(
-    "--out",
-    default="benchmarks/results",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Results go to a folder in here with the name of the pictures' folder.",
-)
+@out_option
 def bitsback_command(data: Path, out: Path) -> None:
     """Lossless rate, where its bits go, and the bound."""
     bitsback.run(find_pictures(data), out / data.resolve().name)

@@ -70,7 +70,8 @@ class Conv(nn.Module):
     ``in_max``: largest magnitude of each input channel in units of ``in_unit`` (one number, or one for each channel).
     ``knots``: how many biases are stored over the quality range; they are interpolated.
     ``wide``: never computed in bf16 (linear paths whose values span many bits).
-    ``linear``: starts at the solution of a linear problem; training leaves it there.
+    ``linear``: starts at the solution of a linear problem and is not trained: a small step there moves every
+    output.
     ``added``: largest magnitude, in units of ``out_unit``, of what is added to the result before it is rounded.
     """
 
@@ -96,6 +97,7 @@ class Conv(nn.Module):
         fan_in = c_in * kernel * kernel
         self.weight = nn.Parameter(torch.randn(c_out, fan_in) * (0.0 if zero else math.sqrt(2 / fan_in)))
         self.bias = nn.Parameter(torch.zeros(knots, c_out))
+        self.requires_grad_(not linear)
         limits = torch.tensor([in_max] * c_in if isinstance(in_max, int) else in_max, dtype=torch.float64)
         self.register_buffer("in_max", limits.repeat_interleave(kernel * kernel), persistent=False)
         self.in_max: Tensor

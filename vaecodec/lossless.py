@@ -87,9 +87,9 @@ def act(x: Tensor, exact: bool) -> Tensor:
     return requantise(x, UNIT, 0, HIDDEN_MAX * UNIT, exact)
 
 
-def conv(c_in: int, c_out: int, kernel: int = 1, *, added: int = 0, zero: bool = False, gain: float = 1.0) -> Conv:
+def conv(c_in: int, c_out: int, kernel: int = 1, *, added: int = 0, gain: float = 1.0) -> Conv:
     """A layer from activations to activations."""
-    layer = Conv(c_in, c_out, kernel, in_unit=UNIT, in_max=HIDDEN_MAX + 1, out_unit=UNIT, added=added, zero=zero)
+    layer = Conv(c_in, c_out, kernel, in_unit=UNIT, in_max=HIDDEN_MAX + 1, out_unit=UNIT, added=added)
     with torch.no_grad():
         layer.weight.mul_(gain)
     return layer

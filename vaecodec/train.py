@@ -27,8 +27,6 @@ from .crops import Crops, load_images
 from .exact import Conv
 from .objectives import Lossless, Lossy, Objective
 
-LINEAR_RATE = 0.0
-"""Learning rate of linear filters, as a part of that of the others: a small step there moves every prediction."""
 AVERAGE_EVERY = 5  # steps; each update reads all weights
 
 
@@ -219,15 +217,8 @@ def optimisers_of(model: nn.Module, config: TrainConfig) -> list[torch.optim.Opt
             m.weight for m in model.modules() if isinstance(m, Conv) and not m.wide and min(m.weight.shape) >= 8
         ]
     kept = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in kept]
-    linear = {id(p) for m in model.modules() if isinstance(m, Conv) and m.linear for p in m.parameters()}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in others if id(p) not in linear]},
-        {"params": [p for p in others if id(p) in linear], "lr": config.lr * LINEAR_RATE},
-    ]
-    optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.Adam([g for g in groups if g["params"]], lr=config.lr, fused=True)
-    ]
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.Adam(others, lr=config.lr, fused=True)]
     if matrices:
         muon = torch.optim.Muon(matrices, lr=config.muon, weight_decay=0.0, ns_steps=4, adjust_lr_fn="match_rms_adamw")
         optimisers.append(muon)
