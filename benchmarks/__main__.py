@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from . import bitsback, kodak, same_bytes, speed
+from .codecs import CODECS
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 data_option = click.option(
@@ -31,12 +32,12 @@ def find_pictures(folder: Path) -> list[Path]:
     return files
 
 
-def parse_qualities(_context: click.Context, _parameter: click.Parameter, value: str) -> list[float]:
-    """Comma-separated numbers, lowest first, each once."""
-    try:
-        return sorted({float(part) for part in value.split(",")})
-    except ValueError:
-        raise click.BadParameter("expected numbers separated by commas") from None
+def parse_codecs(_context: click.Context, _parameter: click.Parameter, value: str) -> list[str]:
+    """Comma-separated names of codecs."""
+    names = value.split(",")
+    if unknown := set(names) - set(CODECS):
+        raise click.BadParameter(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(CODECS)}")
+    return names
 
 
 @click.group()
@@ -45,18 +46,17 @@ def main() -> None:
 
 
 @main.command("kodak")
-@data_option
-@out_option
 @click.option(
-    "--qualities",
-    default="0,12.5,25,37.5,50,62.5,75,87.5,100",
-    show_default=True,
-    callback=parse_qualities,
-    help="Qualities of vaecodec.",
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of pictures. Default: the Kodak pictures, in $KODAK or where they usually are.",
 )
-def kodak_command(data: Path, out: Path, qualities: list[float]) -> None:
-    """Rate and distortion against JPEG and WebP, on Kodak or any other folder."""
-    kodak.run(find_pictures(data), out / data.resolve().name, qualities)
+@out_option
+@click.option("--codecs", default=",".join(CODECS), callback=parse_codecs, help="Some of the codecs. Default: all.")
+def kodak_command(data: Path | None, out: Path, codecs: list[str]) -> None:
+    """Rate, distortion and speed against other codecs, on Kodak or any other folder."""
+    data = data or kodak.find_kodak()
+    kodak.run(find_pictures(data), out / data.resolve().name, codecs)
 
 
 @main.command("bitsback")

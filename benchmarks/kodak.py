@@ -1,50 +1,58 @@
-"""Rate and distortion of vaecodec, JPEG and WebP on a folder of pictures."""
+"""Rate, distortion and speed of vaecodec and others on a folder of pictures: real files, decoded and compared."""
 
-import io
 import itertools
 import json
 import math
+import os
 import platform
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import click
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.ticker import LogLocator
-from PIL import Image, features
+import torch
+from PIL import Image
 from tqdm import tqdm
 
-from vaecodec import __version__
 from vaecodec.cli import main as vaecodec_main
 
+from . import plots, report
 from .bd_rate import Curve, bd_rate
+from .codecs import CODECS, Codec
+from .metrics import SIDE_MIN, decibels, ms_ssim, psnr
+from .pictures import Cache, Picture, open_picture
+from .speed import fresh_process
 
-JPEG_QUALITIES = [5, 10, 15, 20, 30, 40, 50, 60, 70, 75, 80, 85, 90, 93, 95, 97]
-WEBP_QUALITIES = [1, 5, 10, 20, 35, 50, 65, 75, 85, 90, 95, 98, 100]
 KODAK = [f"kodim{number:02}" for number in range(1, 25)]
+USUAL = ("kodak", "~/kodak", "~/data/kodak")
 PUBLISHED = Path(__file__).with_name("published.json")
 RANGE = (30.5, 36.0)
 """PSNR in dB over which BD-rates are quoted: the span that nearly every published Kodak curve covers."""
+ANCHORS = ("jpeg420", "avif_psnr")
+"""Codecs against which BD-rates are given."""
+NEAR = 34.0
+"""dB: speeds of a lossy codec are those at the quality that comes nearest."""
 
-Codec = Callable[[Image.Image, float], tuple[int, Image.Image]]
-"""Picture and quality to the whole file's size in bytes and the decoded picture."""
+Curves = dict[str, Curve]
+Table = list[list[str]]
+"""Rows of cells, the head first."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture at one quality: size of the whole file in bytes, PSNR in dB over 8-bit RGB."""
+    """One picture at one quality: size of the whole file in bytes, PSNR in dB, MS-SSIM, CPU seconds each way."""
 
     picture: str
-    bytes: int
     pixels: int
+    bytes: int
     psnr: float
+    ms_ssim: float
+    encode_s: float
+    decode_s: float
 
     @property
     def bpp(self) -> float:
@@ -54,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Point:
-    """One quality over all pictures; bits per pixel and PSNR are means over pictures."""
+    """One quality over all pictures. Rate, PSNR, MS-SSIM: means over pictures. Speeds: all pixels over all time."""
 
     quality: float
     rows: list[Row]
@@ -69,12 +77,138 @@ class Point:
         """Mean PSNR in dB."""
         return fmean(row.psnr for row in self.rows)
 
+    @property
+    def ms_ssim(self) -> float:
+        """Mean MS-SSIM."""
+        return fmean(row.ms_ssim for row in self.rows)
 
-def psnr(original: Image.Image, decoded: Image.Image) -> float:
-    """PSNR in dB, peak 255, the squared error averaged over pixels and channels together."""
-    error = np.asarray(original, np.float64) - np.asarray(decoded, np.float64)
-    mse = float(np.mean(error**2))
-    return 10 * math.log10(255**2 / mse) if mse else math.inf
+    @property
+    def encode_speed(self) -> float:
+        """Megapixels in a CPU second."""
+        return self.speed(row.encode_s for row in self.rows)
+
+    @property
+    def decode_speed(self) -> float:
+        """Megapixels in a CPU second."""
+        return self.speed(row.decode_s for row in self.rows)
+
+    def speed(self, seconds: Iterator[float]) -> float:
+        return sum(row.pixels for row in self.rows) / 1e6 / max(sum(seconds), 1e-9)
+
+
+def in_psnr(point: Point) -> float:
+    """Mean PSNR in dB."""
+    return point.psnr
+
+
+def in_decibels(point: Point) -> float:
+    """Mean MS-SSIM as -10 log10(1 - x)."""
+    return decibels(point.ms_ssim)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A codec at all its qualities. peak: MiB of a fresh process that encodes and decodes one picture, once."""
+
+    codec: Codec
+    points: list[Point]
+    peak: float
+
+    def curve(self, distortion: Callable[[Point], float] = in_psnr) -> Curve:
+        """Mean rate over mean distortion."""
+        return [(point.bpp, distortion(point)) for point in self.points]
+
+    @property
+    def typical(self) -> Point:
+        """The point nearest to NEAR, at which speeds are quoted."""
+        return min(self.points, key=lambda point: abs(point.psnr - NEAR))
+
+
+def find_kodak() -> Path:
+    """The folder of the Kodak pictures: $KODAK, or where they usually are."""
+    for place in (os.environ.get("KODAK"), *USUAL):
+        if place and (folder := Path(place).expanduser()).is_dir():
+            return folder
+    raise click.ClickException(
+        "no --data, and no Kodak pictures in $KODAK, " + ", ".join(USUAL) + ": see https://r0k.us/graphics/kodak/"
+    )
+
+
+def open_pictures(files: list[Path]) -> list[Picture]:
+    """The pictures of the files. Raises ClickException for one that is too small for MS-SSIM."""
+    pictures = [open_picture(file) for file in files]
+    for picture in pictures:
+        if min(picture.image.size) < SIDE_MIN:
+            raise click.ClickException(f"{picture.name}: MS-SSIM needs {SIDE_MIN} pixels along each side")
+    return pictures
+
+
+def choose(names: Sequence[str]) -> list[Codec]:
+    """The codecs of these names, in the order of CODECS; says in a line which ones are not installed."""
+    found = []
+    for name, build in CODECS.items():
+        if name in names:
+            try:
+                found.append(build())
+            except ImportError as error:
+                click.echo(f"{name} is skipped: {error}", err=True)
+    return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on a single thread, as the other codecs are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure_one(codec: Codec, picture: Picture, quality: float) -> dict[str, float]:
+    """Encode, decode, compare. Raises ClickException if a lossless codec changes a pixel."""
+    marks = [time.process_time()]
+    data = codec.encode(picture.image, quality)
+    marks.append(time.process_time())
+    decoded = codec.decode(data)
+    decoded.load()
+    marks.append(time.process_time())
+    if codec.lossless:
+        if decoded.tobytes() != picture.image.tobytes():
+            raise click.ClickException(f"{codec.title}: the decoded pixels of {picture.name} differ")
+        quality_of = {"psnr": math.inf, "ms_ssim": 1.0}
+    else:
+        quality_of = {"psnr": psnr(picture.image, decoded), "ms_ssim": ms_ssim(picture.image, decoded)}
+    return {"bytes": len(data), **quality_of, "encode_s": marks[1] - marks[0], "decode_s": marks[2] - marks[1]}
+
+
+def measure(codec: Codec, pictures: list[Picture], cache: Cache, progress: Callable[[], object]) -> list[Point]:
+    """Every picture at every quality. The first picture that is not in the cache is run once untimed before."""
+    points = [Point(quality, []) for quality in codec.qualities]
+    warm = False
+
+    def run(picture: Picture, quality: float) -> dict[str, float]:
+        nonlocal warm
+        if not warm:
+            codec.decode(codec.encode(picture.image, quality))
+            warm = True
+        return measure_one(codec, picture, quality)
+
+    for picture, point in itertools.product(pictures, points):
+        key = [*codec.identity, picture.digest, point.quality]
+        cell = cache(key, lambda picture=picture, quality=point.quality: run(picture, quality))  # type: ignore[misc]
+        point.rows.append(Row(picture.name, picture.pixels, **cell))
+        progress()
+    return points
+
+
+def peak_memory(codec: Codec, file: Path) -> float:
+    """MiB that a fresh process needs to encode and decode a picture: interpreter, libraries, networks and all."""
+    code = "import sys; from benchmarks.codecs import once; once(sys.argv[1], sys.argv[2], float(sys.argv[3]))"
+    quality = codec.qualities[len(codec.qualities) // 2]
+    _, peak = fresh_process(code, codec.name, str(file.resolve()), str(quality))
+    return peak
 
 
 def command(*arguments: str) -> None:
@@ -83,64 +217,35 @@ def command(*arguments: str) -> None:
         raise click.ClickException(f"vaecodec {arguments[0]} failed")
 
 
-def vaecodec(picture: Image.Image, quality: float) -> tuple[int, Image.Image]:
-    """The command line with real files. The decompression that follows is the verification."""
-    with TemporaryDirectory() as folder:
-        source, packed, decoded = (str(Path(folder, name)) for name in ("in.png", "packed.vae", "out.png"))
-        picture.save(source)
-        command("compress", source, "-o", packed, "--quality", str(quality), "--no-verify", "--quiet")
-        command("decompress", packed, "-o", decoded, "--quiet")
-        return Path(packed).stat().st_size, Image.open(decoded).convert("RGB")
+def check_command_line(codec: Codec, pictures: list[Picture]) -> bool:
+    """See that the command line writes and reads the very files that are measured. Raises ClickException if not.
+
+    Each quality is tried on another picture.
+    """
+    for quality, picture in zip(codec.qualities, itertools.cycle(pictures), strict=False):
+        data = codec.encode(picture.image, quality)
+        with TemporaryDirectory() as folder:
+            source, packed, copy = (str(Path(folder, name)) for name in ("in.png", "packed.vae", "out.png"))
+            picture.image.save(source, compress_level=1)
+            setting = ("--lossless",) if codec.lossless else ("--quality", str(quality))
+            command("compress", source, "-o", packed, *setting, "--device", "cpu", "--no-verify", "--quiet")
+            command("decompress", packed, "-o", copy, "--device", "cpu", "--quiet")
+            pixels = Image.open(copy).convert("RGB").tobytes()
+            if Path(packed).read_bytes() != data or pixels != codec.decode(data).tobytes():
+                raise click.ClickException(f"{picture.name}, {quality:g}: the command line and Codec differ")
+    return True
 
 
-def weights_hash(picture: Path) -> str:
-    """Hash of the weights that ``vaecodec compress`` uses, as its files name them."""
-    with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as printed:
-        packed = str(Path(folder, "packed.vae"))
-        command("compress", str(picture), "-o", packed, "--no-verify", "--quiet")
-        command("info", packed, "--json")
-    return str(json.loads(printed.getvalue())["model"])
-
-
-def pillow(picture: Image.Image, **options: Any) -> tuple[int, Image.Image]:
-    """One of Pillow's codecs, in memory."""
-    file = io.BytesIO()
-    picture.save(file, **options)
-    return file.tell(), Image.open(file).convert("RGB")
-
-
-def jpeg(picture: Image.Image, quality: float) -> tuple[int, Image.Image]:
-    """JPEG at its best in Pillow: optimised Huffman tables, progressive."""
-    return pillow(picture, format="JPEG", quality=int(quality), subsampling="4:2:0", optimize=True, progressive=True)
-
-
-def webp(picture: Image.Image, quality: float) -> tuple[int, Image.Image]:
-    """Lossy WebP at its slowest method."""
-    return pillow(picture, format="WEBP", quality=int(quality), method=6)
-
-
-def measure(name: str, codec: Codec, files: list[Path], qualities: Sequence[float]) -> list[Point]:
-    """Every picture at every quality, from its 8-bit RGB pixels alone (no metadata), so all codecs see the same."""
-    points = [Point(quality, []) for quality in qualities]
-    for file, point in tqdm(list(itertools.product(files, points)), desc=name):
-        picture = Image.open(file).convert("RGB")
-        picture.info.clear()
-        size, decoded = codec(picture, point.quality)
-        point.rows.append(Row(file.stem, size, picture.width * picture.height, psnr(picture, decoded)))
-    return points
-
-
-def curve(points: list[Point]) -> Curve:
-    """Mean rate over mean distortion."""
-    return [(point.bpp, point.psnr) for point in points]
-
-
-def published_curves() -> dict[str, Curve]:
-    """Other people's results on Kodak; the file names the source of each."""
-    return {
-        name: list(zip(entry["bpp"], entry["psnr"], strict=True))
-        for name, entry in json.loads(PUBLISHED.read_text("utf-8")).items()
+def published_curves() -> tuple[Curves, Curves]:
+    """Other people's results on Kodak, PSNR and, where there is one, MS-SSIM; the file names the source of each."""
+    entries = json.loads(PUBLISHED.read_text("utf-8"))
+    curves: Curves = {name: list(zip(entry["bpp"], entry["psnr"], strict=True)) for name, entry in entries.items()}
+    similarities: Curves = {
+        name: list(zip(entry["bpp"], map(decibels, entry["ms_ssim"]), strict=True))
+        for name, entry in entries.items()
+        if "ms_ssim" in entry
     }
+    return curves, similarities
 
 
 def violations(points: list[Point]) -> list[str]:
@@ -160,113 +265,175 @@ def violations(points: list[Point]) -> list[str]:
     return found
 
 
-def comparison(name: str, anchor: Curve, test: Curve) -> str:
-    """Line of Markdown: BD-rate over RANGE and over the full overlap; a BD-rate over less than RANGE says so."""
-    cells = [name]
+def comparison(anchor: Curve | None, test: Curve) -> list[str]:
+    """Two cells: BD-rate over RANGE and over the full overlap, with the dB that it is for unless those are RANGE."""
+    cells = []
     for low, high in (RANGE, (-math.inf, math.inf)):
-        result = bd_rate(anchor, test, low, high)
+        result = bd_rate(anchor, test, low, high) if anchor else None
         if result is None:
-            cells.append("no overlap")
-            continue
-        span = f"{result.low:.1f}-{result.high:.1f} dB"
-        covered = (result.low, result.high) == (low, high)
-        partial = "" if covered or math.isinf(low) else ", does not cover the range"
-        cells.append(f"{result.percent:+.1f} % ({span}{partial})")
-    return "| " + " | ".join(cells) + " |"
+            cells.append("-")
+        elif (result.low, result.high) == RANGE:
+            cells.append(f"{result.percent:+.1f} %")
+        else:
+            partial = "" if math.isinf(low) else "only "
+            cells.append(f"{result.percent:+.1f} % ({partial}{result.low:.1f}-{result.high:.1f} dB)")
+    return cells
 
 
-def table(points: list[Point]) -> list[str]:
-    """Markdown: bits per pixel and dB of each picture at each quality."""
-    header = " | ".join(f"{point.quality:g}" for point in points)
-    lines = [f"| picture | {header} |", "|---|" + "--:|" * len(points)]
-    for rows in zip(*(point.rows for point in points), strict=True):
-        lines.append(f"| {rows[0].picture} | " + " | ".join(f"{r.bpp:.3f} / {r.psnr:.2f}" for r in rows) + " |")
-    means = " | ".join(f"{point.bpp:.3f} / {point.psnr:.2f}" for point in points)
-    return [*lines, f"| **mean** | {means} |"]
+def comparison_table(results: list[Result], published: tuple[Curves, Curves]) -> Table:
+    """Each lossy codec against the anchors, and what it costs."""
+    by_name = {result.codec.name: result for result in results}
+    jpeg, tuned = (by_name[name].curve() if name in by_name else None for name in ANCHORS)
+    structural = by_name[ANCHORS[0]].curve(in_decibels) if ANCHORS[0] in by_name else None
+    span = f"{RANGE[0]:g}-{RANGE[1]:g} dB"
+    head = ["codec", f"against JPEG 4:2:0, {span}", "full overlap", f"against AVIF tuned for PSNR, {span}"]
+    head += ["full overlap", "MS-SSIM, against JPEG 4:2:0", "encode MP/s", "decode MP/s", "peak MiB"]
 
+    def cells(name: str, curve: Curve, similarity: Curve | None) -> list[str]:
+        ratio = bd_rate(structural, similarity) if structural and similarity else None
+        in_words = f"{ratio.percent:+.1f} %" if ratio else "-"
+        return [name, *comparison(jpeg, curve), *comparison(tuned, curve), in_words]
 
-def plot(curves: dict[str, Curve], published: dict[str, Curve], title: str, path: Path) -> None:
-    """Rate-distortion plot; published curves are dashed, and rate is logarithmic as in the BD-rate."""
-    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
-    for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
-    for name, points in published.items():
-        axes.plot(*zip(*points, strict=True), linestyle="--", label=f"{name} (published)")
-    axes.set(title=title, xlabel="bits per pixel", ylabel="PSNR, dB (RGB)", xscale="log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def save(path: Path, codec: dict[str, Any], points: list[Point]) -> None:
-    """One codec's points with their rows, as JSON, after what ``codec`` says about it."""
-    document = {
-        **codec,
-        "python": platform.python_version(),
-        "pillow": version("pillow"),
-        "points": [
-            {
-                "quality": point.quality,
-                "bpp": point.bpp,
-                "psnr": point.psnr,
-                "pictures": [{**vars(row), "bpp": row.bpp} for row in point.rows],
-            }
-            for point in points
-        ],
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-
-
-def run(files: list[Path], out: Path, qualities: list[float]) -> None:
-    """Measure the three codecs, write results to ``out`` and print the comparison."""
-    about_vaecodec = {
-        "note": "vaecodec command line, defaults but for quality",
-        "model": weights_hash(files[0]),
-        "vaecodec": __version__,
-        "torch": version("torch"),
-        "constriction": version("constriction"),
-    }
-    about_jpeg = {
-        "note": "Pillow, 4:2:0, optimize, progressive",
-        "libjpeg-turbo": features.version("libjpeg_turbo"),
-    }
-    about_webp = {"note": "Pillow, lossy, method 6", "libwebp": features.version("webp")}
-    jpegs = measure("JPEG 4:2:0", jpeg, files, JPEG_QUALITIES)
-    webps = measure("WebP", webp, files, WEBP_QUALITIES)
-    ours = measure("vaecodec", vaecodec, files, qualities)
-    anchor = curve(jpegs)
-    curves = {"JPEG 4:2:0": anchor, "WebP": curve(webps), "vaecodec": curve(ours)}
-    published = published_curves() if [file.stem for file in files] == KODAK else {}
-    title = f"{out.name}, {len(files)} pictures"
-    report = [
-        f"# {title}",
-        "",
-        "BD-rate against JPEG 4:2:0, PSNR over RGB; negative is smaller:",
-        "",
-        f"| codec | {RANGE[0]:g}-{RANGE[1]:g} dB | full overlap |",
-        "|---|--:|--:|",
-        comparison("vaecodec", anchor, curves["vaecodec"]),
-        comparison("WebP", anchor, curves["WebP"]),
-        *(comparison(f"{name} (published)", anchor, test) for name, test in published.items()),
-        "",
-        "vaecodec, bits per pixel / dB at each quality:",
-        "",
-        *table(ours),
-        "",
-        "Monotonicity over qualities (mean rate and PSNR; 1 % and 0.05 dB for each picture):",
-        "",
-        *([f"- {violation}" for violation in violations(ours)] or ["no violations"]),
+    lines = [
+        [*cells(r.codec.title, r.curve(), r.curve(in_decibels)), *speeds(r.typical), f"{r.peak:.0f}"] for r in results
     ]
-    text = "\n".join(report) + "\n"
+    curves, similarities = published
+    lines += [
+        [*cells(f"{name} (published)", curve, similarities.get(name)), "", "", ""] for name, curve in curves.items()
+    ]
+    return [head, *lines]
 
+
+def lossless_table(results: list[Result]) -> Table:
+    """Bits per sub-pixel and costs of each lossless codec."""
+    lines = [
+        [r.codec.title, f"{point.bpp / 3:.4f}", *speeds(point), f"{r.peak:.0f}"] for r in results for point in r.points
+    ]
+    return [["codec", "bits per sub-pixel", "encode MP/s", "decode MP/s", "peak MiB"], *lines]
+
+
+def points_table(results: list[Result]) -> Table:
+    """Every codec at every quality."""
+    lines = [
+        [r.codec.title, f"{p.quality:.4g}", f"{p.bpp:.4f}", f"{p.psnr:.2f}", f"{p.ms_ssim:.4f}", *speeds(p)]
+        for r in results
+        for p in r.points
+    ]
+    return [["codec", "quality", "bpp", "PSNR, dB", "MS-SSIM", "encode MP/s", "decode MP/s"], *lines]
+
+
+def pictures_table(points: list[Point]) -> Table:
+    """Bits per pixel and dB of each picture at each quality."""
+    lines = [
+        [rows[0].picture, *(f"{row.bpp:.3f} / {row.psnr:.2f}" for row in rows)]
+        for rows in zip(*(point.rows for point in points), strict=True)
+    ]
+    means = ["**mean**", *(f"{point.bpp:.3f} / {point.psnr:.2f}" for point in points)]
+    return [["picture", *(f"{point.quality:g}" for point in points)], *lines, means]
+
+
+def speeds(point: Point) -> list[str]:
+    """Two cells: encoding and decoding, MP/s."""
+    return [f"{point.encode_speed:.3g}", f"{point.decode_speed:.3g}"]
+
+
+def markdown(table: Table) -> list[str]:
+    """The lines of a table, with an empty one before and after."""
+    head, *lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    return ["", head, "|---|" + "--:|" * (len(table[0]) - 1), *lines, ""]
+
+
+def document(title: str, results: list[Result], published: tuple[Curves, Curves]) -> str:
+    """table.md"""
+    lossy = [result for result in results if not result.codec.lossless]
+    lossless = [result for result in results if result.codec.lossless]
+    lines = [f"# {title}", ""]
+    if lossy:
+        lines += ["BD-rate, negative is smaller. Speeds on one thread, at the quality nearest 34 dB."]
+        lines += markdown(comparison_table(lossy, published))
+    if lossless:
+        lines += ["Lossless:", *markdown(lossless_table(lossless))]
+    for ours in (result.points for result in lossy if result.codec.name == "vaecodec"):
+        lines += ["vaecodec, bits per pixel / dB at each quality:", *markdown(pictures_table(ours))]
+        lines += ["Monotonicity over qualities (mean rate and PSNR; 1 % and 0.05 dB for each picture):", ""]
+        lines += [*([f"- {violation}" for violation in violations(ours)] or ["no violations"]), ""]
+    if lossy:
+        lines += ["Means over pictures at every quality:", *markdown(points_table(lossy))]
+    return "\n".join(lines)
+
+
+def as_json(result: Result) -> str:
+    """A codec with its versions, its means and every picture, one line each."""
+    codec = result.codec
+    means = [
+        {
+            "quality": round(point.quality, 3),
+            "bpp": round(point.bpp, 5),
+            **({} if codec.lossless else {"psnr": round(point.psnr, 4), "ms_ssim": round(point.ms_ssim, 6)}),
+            "encode_mpps": float(f"{point.encode_speed:.3g}"),
+            "decode_mpps": float(f"{point.decode_speed:.3g}"),
+        }
+        for point in result.points
+    ]
+    columns = ["quality", "picture", "pixels", "bytes", *([] if codec.lossless else ["psnr", "ms_ssim"])]
+    rows = [
+        [round(point.quality, 3), r.picture, r.pixels, r.bytes]
+        + ([] if codec.lossless else [round(r.psnr, 4), round(r.ms_ssim, 6)])
+        for point in result.points
+        for r in point.rows
+    ]
+    head = {
+        "codec": codec.title,
+        "note": codec.note,
+        "versions": {"python": platform.python_version(), **codec.versions},
+        "peak_mib": round(result.peak),
+        "columns": columns,
+    }
+    parts = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    for key, lines in (("means", means), ("rows", rows)):
+        parts.append(f' "{key}": [\n  ' + ",\n  ".join(json.dumps(line) for line in lines) + "\n ]")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def run(files: list[Path], out: Path, names: Sequence[str]) -> None:
+    """Measure the codecs of these names and write tables, plots and the report to ``out``; print the first table."""
+    pictures = open_pictures(files)
+    codecs = choose(names)
+    cache = Cache(out.parent / ".cache")
+    results = []
+    with one_thread():
+        with tqdm(total=len(pictures) * sum(len(codec.qualities) for codec in codecs)) as bar:
+            for codec in codecs:
+                bar.set_description(codec.title)
+                points = measure(codec, pictures, cache, bar.update)
+                key = ["peak memory", *codec.identity, pictures[0].digest]
+                peak = cache(key, lambda codec=codec: peak_memory(codec, files[0]))  # type: ignore[misc]
+                if codec.name.startswith("vaecodec"):
+                    key = ["command line", *codec.identity, *(picture.digest for picture in pictures)]
+                    cache(key, lambda codec=codec: check_command_line(codec, pictures))  # type: ignore[misc]
+                results.append(Result(codec, points, peak))
+        views = report.views([codec for codec in codecs if not codec.lossless], pictures, cache)
+
+    published = published_curves() if [picture.name for picture in pictures] == KODAK else ({}, {})
+    title = f"{out.name}, {len(pictures)} pictures"
+    lossy = [result for result in results if not result.codec.lossless]
+    lossless = [result for result in results if result.codec.lossless]
     out.mkdir(parents=True, exist_ok=True)
-    save(out / "vaecodec.json", about_vaecodec, ours)
-    save(out / "jpeg420.json", about_jpeg, jpegs)
-    save(out / "webp.json", about_webp, webps)
-    plot(curves, published, title, out / "rd.png")
+    for result in results:
+        (out / f"{result.codec.name}.json").write_text(as_json(result), "utf-8")
+    drawn: list[Path] = []
+    if lossy:
+        curves, similarities = ({r.codec.title: r.curve(pick) for r in lossy} for pick in (in_psnr, in_decibels))
+        drawn += [
+            plots.rate_distortion(curves, published[0], title, "PSNR, dB (RGB)", out / "rd"),
+            plots.rate_distortion(similarities, published[1], title, "MS-SSIM, dB (RGB)", out / "rd_msssim"),
+        ]
+    if lossless:
+        sizes = {result.codec.title: result.points[0].bpp / 3 for result in lossless}
+        drawn.append(plots.bars(sizes, f"{title}, lossless", "bits per sub-pixel", out / "lossless_sizes"))
+    facts = [comparison_table(lossy, published)] if lossy else []
+    facts += [lossless_table(lossless)] if lossless else []
+    (out / "report.html").write_text(report.page(title, facts, drawn, views), "utf-8")
+    text = document(title, results, published)
     (out / "table.md").write_text(text, "utf-8")
     print(text)

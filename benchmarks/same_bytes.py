@@ -7,7 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vaecodec import Codec
 
-from .kodak import JPEG_QUALITIES, jpeg, psnr
+from .codecs import jpeg
+from .metrics import psnr
 
 
 def run(source: Path, bpp: float, box: tuple[int, int, int, int], out: Path) -> None:
@@ -18,10 +19,12 @@ def run(source: Path, bpp: float, box: tuple[int, int, int, int], out: Path) -> 
     picture = Image.open(source).convert("RGB")
     picture.info.clear()  # vaecodec would carry the ICC profile along and Pillow's JPEG would not
     pixels = picture.width * picture.height
-    for quality in range(min(JPEG_QUALITIES), 101):
-        size, shown_jpeg = jpeg(picture, quality)
-        if 8 * size >= bpp * pixels:
+    baseline = jpeg("4:2:0")
+    for quality in range(min(map(int, baseline.qualities)), 101):
+        packed_jpeg = baseline.encode(picture, quality)
+        if 8 * len(packed_jpeg) >= bpp * pixels:
             break
+    size, shown_jpeg = len(packed_jpeg), baseline.decode(packed_jpeg)
     codec = Codec(device="cpu")
     low, high = 0, 1000  # quality in tenths; sizes grow with it
     while low < high:

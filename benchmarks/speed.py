@@ -135,15 +135,18 @@ def large_picture(files: list[Path]) -> Image.Image:
     return canvas
 
 
-def cold(*arguments: str) -> tuple[float, float]:
-    """Wall seconds and peak resident MiB of the vaecodec command in a process of its own."""
-    # What the console script does, with this interpreter.
-    command = [sys.executable, "-c", "from vaecodec.cli import main; main()", *arguments]
-    printed = subprocess.run(
-        [sys.executable, "-c", COLD, *command], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+def fresh_process(code: str, *arguments: str) -> tuple[float, float]:
+    """Wall seconds and peak resident MiB of Python code in a process of its own, started in the repository's root."""
+    command = [sys.executable, "-c", COLD, sys.executable, "-c", code, *arguments]
+    root = Path(__file__).parent.parent
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root).stdout
     seconds, peak = printed.split()
     return float(seconds), float(peak) * RSS_UNIT / 2**20
+
+
+def cold(*arguments: str) -> tuple[float, float]:
+    """Wall seconds and peak resident MiB of the vaecodec command in a process of its own."""
+    return fresh_process("from vaecodec.cli import main; main()", *arguments)  # what the console script does
 
 
 def cold_rows(name: str, picture: Image.Image, quality: float, runs: int) -> list[str]:

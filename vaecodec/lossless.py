@@ -47,6 +47,8 @@ MEAN_UNIT = 1 / 8
 GATE_UNIT = 1 / 256
 
 LINEAR_CROPS = 300
+GATED_START = 4.0
+"""Size of the gated filters, in units of their spread over crops: what a gate of 1 means."""
 CENTRE = 128
 """Middle of the grey levels, and their half-range."""
 
@@ -549,8 +551,12 @@ class LosslessModel(nn.Module):
 
 @torch.no_grad()
 def start_from_linear(model: LosslessModel, crops: Crops) -> None:
-    """Start each level's linear filters at weighted least squares on training crops; flat places weigh more."""
+    """Start each level's linear filters at weighted least squares on training crops; flat places weigh more.
+
+    The gated filters are principal components of how the best filters of single crops differ from those of all.
+    """
     x = crops.batch(LINEAR_CROPS).cpu()
+    filters = model.config.filters
     for depth, module in enumerate(model.levels):
         assert isinstance(module, Level)
         step = 2 ** (model.config.levels - 1 - depth)
@@ -559,20 +565,22 @@ def start_from_linear(model: LosslessModel, crops: Crops) -> None:
         for name in PHASES:
             base = module.head(name).base
             inputs = F.pad(torch.cat(known, 1) - CENTRE, (2, 2, 2, 2), mode="replicate")
-            rows = F.unfold(inputs, 5).transpose(1, 2).flatten(0, 1).double()
+            rows = F.unfold(inputs, 5).transpose(1, 2).double()  # [crops, pixels, taps]
             target = (differences(parts[name]) - nearest(name, known)[0])[:, CHANNEL_ORDER]
-            target = target.permute(0, 2, 3, 1).flatten(0, 2).double()
-            weight = 1 / (rows.var(1, keepdim=True) + 4)
-            gram = rows.T @ (rows * weight)
+            target = target.flatten(2).transpose(1, 2).double()
+            weighted = rows / (rows.var(2, keepdim=True) + 4)
+            grams, cross = rows.mT @ weighted, weighted.mT @ target
+            gram = grams.mean(0)
             gram += torch.eye(len(gram)) * (1e-5 * gram.diagonal().mean())
-            solution = torch.linalg.solve(gram, (rows * weight).T @ target).T
-            # The gated filters are random differences around the centre; what is flat, in any colour, leaves them at 0.
-            distance = torch.linspace(-2, 2, 5).square()
-            window = torch.exp(-(distance[:, None] + distance) / 2).flatten()
-            taps = torch.randn(len(base.weight), inputs.shape[1], 25) * window
-            taps -= window * (taps.sum(2, keepdim=True) / window.sum())
-            base.weight.copy_((taps / taps.square().sum((1, 2), keepdim=True).sqrt()).flatten(1))
-            base.weight[:: 1 + model.config.filters] = solution.to(base.weight.dtype)
+            solution = torch.linalg.solve(gram, cross.mean(0))
+            apart = torch.linalg.solve(grams + gram, cross - grams @ solution)  # pulled towards the solution
+            root = torch.linalg.cholesky(gram)
+            weight = base.weight.view(3, 1 + filters, -1)
+            for k in range(3):
+                vectors, values, _ = torch.linalg.svd(root.T @ apart[..., k].T, full_matrices=False)
+                spread = vectors[:, :filters] * (values[:filters] / math.sqrt(len(x)))
+                weight[k, 0] = solution[:, k].float()
+                weight[k, 1:] = GATED_START * torch.linalg.solve_triangular(root.T, spread, upper=True).T.float()
             known.append(parts[name])
     start_vae(model.vae, x[..., :: 2**model.config.levels, :: 2**model.config.levels])
 
