@@ -155,6 +155,8 @@ class Conv(nn.Module):
         if rows is not None:
             weight, bias = weight[rows], bias[:, rows]
         kernel, pad = weight.view(-1, *self.shape[1:]), self.shape[2] // 2
+        if pad and not x.requires_grad:
+            kernel, x = (t.contiguous(memory_format=torch.channels_last) for t in (kernel, x))
         x = x.to(self.weight.dtype) if self.wide else x
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not self.wide):
             out = F.conv2d(x, kernel, bias[0] if len(bias) == 1 else None, padding=pad)

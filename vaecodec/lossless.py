@@ -187,11 +187,10 @@ class Head(nn.Module):
         )
 
     def linear(self, known: list[Tensor]) -> Tensor:
-        """The linear filters [B, 3, 1 + filters, h, w], colours in coding order, of known pixels [B, 3, h, w] each."""
+        """The linear filters [B, 3 (1 + filters), h, w], colours in coding order, of known pixels [B, 3, h, w] each."""
         pixels = F.pad(torch.cat(known, 1) - CENTRE, (2, 2, 2, 2), mode="replicate")
         x: Tensor = self.base(pixels)[..., 2:-2, 2:-2]
-        x = requantise(x, MEAN_UNIT, -255, 255, self.base.exact)
-        return x.reshape(len(x), 3, -1, *x.shape[2:])
+        return requantise(x, MEAN_UNIT, -255, 255, self.base.exact)
 
     def colour(
         self, k: int, hidden: Tensor, linear: Tensor | None, centre: Tensor, seen: list[tuple[Tensor, Tensor]]
@@ -213,7 +212,8 @@ class Head(nn.Module):
         gates = requantise(out[:, 3 : 3 + self.filters] / 8, GATE_UNIT, -2, 2, exact)
         shares = requantise(out[:, 3 + self.filters :] / 2, GATE_UNIT, -2, 2, exact)
         if linear is not None:
-            mean = mean + linear[:, k, 0] + (linear[:, k, 1:] * gates).sum(1)
+            own = linear.chunk(3, 1)[k]
+            mean = mean + own[:, 0] + (own[:, 1:] * gates).sum(1)
         for (residual, _), share in zip(seen, shares.unbind(1), strict=True):
             mean = mean + residual * share
         index = requantise(keep_in(16 + 4 * out[:, 1], 0, SCALES - 1), 1.0, 0, SCALES - 1, exact)
@@ -331,7 +331,7 @@ class Level(nn.Module):
         assert isinstance(head, Head)
         return head
 
-    def enter(self, a: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+    def enter(self, a: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """State [B, width, h, w] before the first phase, and the local mean [B, 3, h, w]."""
         exact = self.entry.exact
         mean = local_mean(a)
@@ -341,12 +341,12 @@ class Level(nn.Module):
             h = block(h)
         return h, mean
 
-    def prepare(self, phase: str, h: Tensor, known: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def prepare(self, phase: str, h: Tensor, *known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What a phase's head starts from: hidden activations, linear filters, centre."""
         head = self.head(phase)
-        centre, spread = nearest(phase, known)
+        centre, spread = nearest(phase, list(known))
         inputs = torch.cat([h, logarithm(spread, self.entry.exact).to(h.dtype)], 1)
-        return head.hidden(inputs), head.linear(known), centre
+        return head.hidden(inputs), head.linear(list(known)), centre
 
     def update(self, phase: str, h: Tensor, difference: Tensor, normal: Tensor) -> Tensor:
         """The state after a phase: its pixels as differences from the local mean, and its normalised residuals."""
@@ -364,7 +364,7 @@ class Level(nn.Module):
         h, mean = self.enter(parts["A"], features)
         known, phases = [parts["A"]], []
         for name in PHASES:
-            phase, normal = predict(self.head(name), *self.prepare(name, h, known), parts[name])
+            phase, normal = predict(self.head(name), *self.prepare(name, h, *known), parts[name])
             known.append(parts[name])
             phases.append(phase)
             if name in self.updates:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,10 @@ BITS_BACK, ROUNDED, PLAIN, RAW = range(4)
 Samples = NDArray[np.unsignedinteger[Any]]
 Values = NDArray[np.int32]
 COLOURS = {1: "green", 0: "red", 2: "blue"}
+
+
+STRIPE = 64
+"""Rows of a phase that are computed together: little enough that what lies between two layers stays in the caches."""
 
 
 class StarvedError(Exception):
@@ -272,15 +277,19 @@ class Network:
             number = self.levels - depth
             step = 2 ** (number - 1)
             rows, columns = -(-self.height // step), -(-self.width // step)
-            h, mean = level.enter(a, features)
+            inputs = (a,) if features is None else (a, features)
+            h, mean = in_stripes(level.enter, 3 + len(level.blocks), *inputs)
             known = [a]
             fine = a.new_empty(1, 3, 2 * a.shape[2], 2 * a.shape[3])
             fine[..., ::2, ::2] = a
             for name, row, column in zip(PHASES, (1, 0, 1), (1, 1, 0), strict=True):
+                hidden, linear, centre = in_stripes(partial(level.prepare, name), 2, h, *known)
                 x, normal = yield from self._colours(
                     f"{name}_{number}",
                     level.head(name),
-                    *level.prepare(name, h, known),
+                    hidden,
+                    linear,
+                    centre,
                     a,
                     (rows + 1 - row) // 2,
                     (columns + 1 - column) // 2,
@@ -288,7 +297,7 @@ class Network:
                 fine[..., row::2, column::2] = x
                 known.append(x)
                 if name in level.updates:
-                    h = level.update(name, h, x - mean, normal)
+                    (h,) = in_stripes(partial(level.update, name), 1, h, x - mean, normal)
             features = level.features(h) if level.up is not None else None
             features = features[..., :rows, :columns] if features is not None else None
             a = fine[..., :rows, :columns]
@@ -343,7 +352,22 @@ class Network:
 
     def _tensor(self, picture: NDArray[np.int32]) -> Tensor:
         parameter = self.model.vae.top_mean
-        return torch.from_numpy(np.ascontiguousarray(picture))[None].to(parameter.device, parameter.dtype)
+        x = torch.from_numpy(np.ascontiguousarray(picture))[None].to(parameter.device, parameter.dtype)
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+def in_stripes(f: Callable[..., Tensor | tuple[Tensor, ...]], margin: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """f of tensors [..., h, w], stripe by stripe; f looks ``margin`` rows beyond each row."""
+    rows = inputs[0].shape[-2]
+    whole: list[Tensor] = []
+    for top in range(0, rows, STRIPE):
+        first, last = max(top - margin, 0), min(top + STRIPE + margin, rows)
+        parts = f(*(x[..., first:last, :] for x in inputs))
+        parts = (parts,) if isinstance(parts, Tensor) else parts
+        whole = whole or [part.new_empty(*part.shape[:2], rows, part.shape[3]) for part in parts]
+        for out, part in zip(whole, parts, strict=True):
+            out[..., top : top + STRIPE, :] = part[..., top - first : top - first + STRIPE, :]
+    return tuple(whole)
 
 
 def flat(x: Tensor) -> Values:
