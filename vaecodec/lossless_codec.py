@@ -55,6 +55,8 @@ Values = NDArray[np.int32]
 COLOURS = {1: "green", 0: "red", 2: "blue"}
 
 
+SMALL, FLAT, FEW = 2**16, 0.1, 8
+"""See ``may_be_drawn``: samples of a tile; part of pixels that equal the one on the left; pixels to a colour."""
 STRIPE = 64
 """Rows of a phase that are computed together: little enough that what lies between two layers stays in the caches."""
 
@@ -76,6 +78,17 @@ def raw(samples: Samples) -> bytes:
     return samples.astype(samples.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
+def may_be_drawn(samples: Samples) -> bool:
+    """Whether samples [h, w, C] have flat places or few colours. On others the plain predictor does not win, and trying
+    it would take a quarter of the encoder's time."""
+    if samples.shape[2] < 3 or samples.size < SMALL:
+        return True
+    colours = samples[..., :3]
+    flat = (colours[:, 1:] == colours[:, :-1]).all(2).mean()
+    some = colours[::8].astype(np.int32) @ np.array([1, 2**8, 2**16], np.int32)
+    return bool(flat > FLAT) or len(np.unique(some)) < some.size / FEW
+
+
 def phase_views(picture: NDArray[np.int32], levels: int, colours: int) -> list[NDArray[np.int32]]:
     """Views into a picture [3, H, W]: what is coded at each level, coarsest first, by phase and colour."""
     views = []
@@ -93,12 +106,15 @@ class TileCoder:
         self.weights, self.depth = weights, depth
 
     def push(self, samples: Samples) -> Tile:
-        """The smallest of the ways to code a tile [h, w, C]."""
-        crc, stack = crc_of(samples), AnsStack()
-        push_plain(stack, samples, self.depth)
-        candidates = [Tile(RAW, crc, raw(samples)), Tile(PLAIN, crc, stack.to_bytes())]
+        """The smallest of the ways to code a tile [h, w, C] that are worth a try."""
+        crc = crc_of(samples)
+        candidates = [Tile(RAW, crc, raw(samples))]
         if self.weights is not None:
             candidates.append(self._push_network(self.weights, samples, crc))
+        if self.weights is None or may_be_drawn(samples):
+            stack = AnsStack()
+            push_plain(stack, samples, self.depth)
+            candidates.append(Tile(PLAIN, crc, stack.to_bytes()))
         return min(candidates, key=lambda tile: len(tile.words))
 
     def pop(self, tile: Tile, shape: tuple[int, int, int], record: Record | None = None) -> Samples:
