@@ -1,10 +1,10 @@
-"""``python -m benchmarks``: kodak, bitsback, speed, same-bytes."""
+"""``python -m benchmarks``: kodak, bitsback, speed, same-bytes, theory, pca-train."""
 
 from pathlib import Path
 
 import click
 
-from . import bitsback, kodak, same_bytes, speed
+from . import bitsback, kodak, pca, same_bytes, speed, theory
 from .codecs import CODECS
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -83,6 +83,51 @@ def speed_command(data: Path, quality: float) -> None:
 def same_bytes_command(picture: Path, bpp: float, box: tuple[int, int, int, int], out: Path) -> None:
     """One picture as JPEG and as vaecodec in no more bytes."""
     same_bytes.run(picture, bpp, box, out)
+
+
+@main.command("theory")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of photographs to train on.",
+)
+@click.option(
+    "--pictures",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of photographs that are held out. Default: every tenth of --data, not trained on.",
+)
+@click.option(
+    "--out",
+    default="benchmarks/results/theory",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the results.",
+)
+def theory_command(data: Path, pictures: Path | None, out: Path) -> None:
+    """What theory says of autoencoders, PCA, the bound and the code, as experiments."""
+    training = find_pictures(data)
+    held_out = find_pictures(pictures) if pictures else training[::10]
+    theory.run([file for file in training if file not in set(held_out)], held_out, out)
+
+
+@main.command("pca-train")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of photographs to learn from, and the folders in it.",
+)
+@click.option(
+    "--out",
+    default=pca.PARAMETERS,
+    show_default="beside pca.py",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.",
+)
+def pca_train_command(data: Path, out: Path) -> None:
+    """The parameters of the PCA codec."""
+    pca.train(data, out)
 
 
 if __name__ == "__main__":

@@ -78,8 +78,11 @@ def source_hash(*modules: str) -> str:
 
 def about_vaecodec(weights: bytes) -> dict[str, str]:
     """Versions of everything below a ``.vae`` file."""
+    from vaecodec import __version__
+
     return {
-        **installed("vaecodec", "torch", "constriction"),
+        "vaecodec": __version__,
+        **installed("torch", "constriction"),
         "weights": weights.hex(),
         "source": source_hash("vaecodec", "bitstream"),
     }

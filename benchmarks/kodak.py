@@ -349,7 +349,7 @@ def document(title: str, results: list[Result], published: tuple[Curves, Curves]
     lossless = [result for result in results if result.codec.lossless]
     lines = [f"# {title}", ""]
     if lossy:
-        lines += ["BD-rate, negative is smaller. Speeds on one thread, at the quality nearest 34 dB."]
+        lines += ["BD-rate, negative is smaller. Speeds are for each CPU second, at the quality nearest 34 dB."]
         lines += markdown(comparison_table(lossy, published))
     if lossless:
         lines += ["Lossless:", *markdown(lossless_table(lossless))]
@@ -412,7 +412,8 @@ def run(files: list[Path], out: Path, names: Sequence[str]) -> None:
                     key = ["command line", *codec.identity, *(picture.digest for picture in pictures)]
                     cache(key, lambda codec=codec: check_command_line(codec, pictures))  # type: ignore[misc]
                 results.append(Result(codec, points, peak))
-        views = report.views([codec for codec in codecs if not codec.lossless], pictures, cache)
+        sought = [codec for codec in codecs if not codec.lossless]
+        views = report.views(sought, pictures, cache) if sought else []
 
     published = published_curves() if [picture.name for picture in pictures] == KODAK else ({}, {})
     title = f"{out.name}, {len(pictures)} pictures"

@@ -4,9 +4,9 @@
                                        ^ prediction and scale of each
                                        | linear, in integers, from the components coded before, here and around
 
-The means of the three colours are components of their own: they make up a small picture, which is coded first, coarse to
-fine. The other components follow in groups, in order of variance: each group first in the blocks of one colour of the
-chessboard, then in the others. Nothing here is a network; every matrix comes from an eigenvalue problem or least squares.
+The means of the three colours are components of their own: they make up a small picture, which is coded first, coarse
+to fine. The other components follow in groups, in order of variance: each group first in the blocks of one colour of a
+chessboard, then in the others. No networks: every matrix comes from an eigenvalue problem or from least squares.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import numpy as safetensors
 from tqdm import tqdm
 
 from bitstream import (
@@ -70,11 +70,11 @@ Ints = NDArray[np.integer[Any]]
 
 def step_of(quality: float) -> float:
     """The quantiser's step for a quality of 0 to 100."""
-    return COARSEST * (FINEST / COARSEST) ** (quality / 100)
+    return float(COARSEST * (FINEST / COARSEST) ** (quality / 100))
 
 
 def blocks_of(pixels: NDArray[np.uint8]) -> Floats:
-    """float32 [rows, columns, 192] of uint8 [H, W, 3]: row, column, colour of each block; the last pixels are repeated."""
+    """float32 [rows, columns, 192] of uint8 [H, W, 3], a block in the order row, column, colour; edges are repeated."""
     rows, columns = -(-pixels.shape[0] // SIDE), -(-pixels.shape[1] // SIDE)
     missing = (rows * SIDE - pixels.shape[0], columns * SIDE - pixels.shape[1])
     padded = np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), "edge")
@@ -95,8 +95,8 @@ class Parameters:
     """What the codec has learned.
 
     mean: float32 [3]. basis: float32 [192, 192], orthonormal columns, those of flat blocks first. weights: by name
-    int16 [KNOTS, inputs, outputs]. components: int64 [KNOTS], how many are coded. shrink: int64 [TABLES, 4], by how much
-    the reconstruction of a magnitude of 0, 1, 2, more lies below it, in 1/16 step. identity: 16 bytes.
+    int16 [KNOTS, inputs, outputs]. components: int64 [KNOTS], how many are coded. shrink: int64 [TABLES, 4], by how
+    much magnitudes of 0, 1, 2, more are reconstructed below their value, in 1/16 step. identity: 16 bytes.
     """
 
     mean: Floats
@@ -112,52 +112,68 @@ class Parameters:
         position = hundredths * (KNOTS - 1)
         knot = min(position // 10_000, KNOTS - 2)
         above = position - 10_000 * knot
-        return {
-            name: ((w[knot].astype(np.int64) * (10_000 - above) + w[knot + 1] * above + 5000) // 10_000).astype(float)
-            for name, w in self.weights.items()
-        }
+        weights = {}
+        for name, knots in self.weights.items():
+            low, high = knots[knot : knot + 2].astype(np.int64)
+            weights[name] = ((low * (10_000 - above) + high * above + 5000) // 10_000).astype(np.float64)
+        return weights
 
     def count(self, hundredths: int) -> int:
         """How many components a quality codes."""
         return int(self.components[-(-hundredths * (KNOTS - 1) // 10_000)])
 
-    @functools.cached_property
-    def lengths(self) -> Floats:
-        """float32 [TABLES, LEVELS]: bits of each magnitude, sign included; escaped ones by a rule of thumb."""
-        bits = np.empty((TABLES, LEVELS), np.float32)
-        for low, counts, row in zip(self.tables.lows.tolist(), self.tables.counts, bits, strict=True):
-            own = 24 - np.log2(counts)
-            row[: 1 - low] = own[-low:-1]
-            row[1 - low :] = own[-1] + 2 + 2 * np.log2(np.arange(1, LEVELS + low))
-        return bits
+
+def lengths_of(tables: Tables) -> Floats:
+    """float32 [TABLES, LEVELS]: bits of each magnitude, sign included; escaped ones by a rule of thumb."""
+    bits = np.empty((TABLES, LEVELS), np.float32)
+    for low, counts, row in zip(tables.lows.tolist(), tables.counts, bits, strict=True):
+        own = 24 - np.log2(counts)
+        row[: 1 - low] = own[-low:-1]
+        row[1 - low :] = own[-1] + 2 + 2 * np.log2(np.arange(1, LEVELS + low))
+    return bits
 
 
 def load(path: Path) -> Parameters:
     """Read a parameter file. Raises WeightsError if it is missing or damaged."""
     try:
-        tensors = load_file(path)
-        identity = hashlib.sha256(path.read_bytes()).digest()[:16]
-        tables = Tables.from_arrays({name: tensors.pop(f"tables.{name}") for name in ("lows", "sizes", "counts", "escape")})
-        mean, basis, components, shrink = (tensors.pop(name) for name in ("mean", "basis", "components", "shrink"))
+        data = path.read_bytes()
+        tensors = safetensors.load(data)
+        tables = {name: tensors.pop(f"tables.{name}") for name in ("lows", "sizes", "counts", "escape")}
+        return Parameters(
+            mean=tensors.pop("mean"),
+            basis=tensors.pop("basis"),
+            components=tensors.pop("components").astype(np.int64),
+            shrink=tensors.pop("shrink").astype(np.int64),
+            tables=Tables.from_arrays(tables),
+            weights=tensors,
+            identity=hashlib.sha256(data).digest()[:16],
+        )
     except FileNotFoundError:
         raise WeightsError(f"no parameters at {path}") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise WeightsError(f"{path.name} is damaged: {error}") from None
-    return Parameters(mean, basis, tensors, components.astype(np.int64), shrink.astype(np.int64), tables, identity)
 
 
-packaged = functools.cache(functools.partial(load, PARAMETERS))
+@functools.cache
+def packaged() -> Parameters:
+    """The parameters beside this file. Raises WeightsError as ``load`` does."""
+    return load(PARAMETERS)
 
 
+@dataclass
 class Walk:
     """Goes through the components of N pictures of the same size in coding order, with predictions and contexts.
 
-    Subclasses say in ``choose`` where the integers come from, and one of them in ``fit`` where the weights do.
-    shape: N, rows, columns of blocks. All arithmetic is on whole numbers that float64 holds exactly.
+    Subclasses say in ``choose`` where the integers come from, and ``Trainer`` in ``fit`` where the weights do. All
+    arithmetic is on whole numbers that float64 holds exactly.
+
+    weights: of one quality. shrink: see ``Parameters``. shape: N, rows and columns of blocks. components: how many.
     """
 
-    def __init__(self, weights: dict[str, Floats], shrink: Ints, shape: tuple[int, int, int], components: int) -> None:
-        self.weights, self.shrink, self.shape, self.components = weights, shrink, shape, components
+    weights: dict[str, Floats]
+    shrink: Ints
+    shape: tuple[int, int, int]
+    components: int
 
     def choose(self, blocks: Ints, columns: slice, prediction: Floats, ids: Ints) -> Ints:
         """Integers [n, c] for blocks [n] and components ``columns``. prediction: [n, c] in 1/16 step; ids: [n, c]."""
@@ -169,8 +185,7 @@ class Walk:
     def run(self) -> Floats:
         """The reconstructed components, float64 [N * rows * columns, components], in 1/16 step."""
         self.values = np.zeros((math.prod(self.shape), self.components))
-        magnitudes = self._means()
-        self._others(magnitudes)
+        self._others(self._means())
         return self.values
 
     def _code(self, name: str, blocks: Ints, columns: slice, prediction: Floats, contexts: Floats) -> Floats:
@@ -263,52 +278,47 @@ def passes(shape: tuple[int, int, int]) -> Iterator[tuple[str, Ints, Ints, Ints]
             ("straight", straight, ((-1, 0), (0, -1), (0, 1), (1, 0))),
         ):
             near = [(i[mask] + step * down, j[mask] + step * right) for down, right in offsets]
-            inside = np.array([(0 <= r) & (r < rows) & (0 <= c) & (c < columns) for r, c in near], np.int64)
+            inside = np.array([(r >= 0) & (r < rows) & (c >= 0) & (c < columns) for r, c in near], np.int64)
             found = [numbers[:, r.clip(0, rows - 1), c.clip(0, columns - 1)].ravel() for r, c in near]
             yield name, numbers[:, mask].ravel(), np.array(found), np.tile(inside, pictures)
         step //= 2
 
 
+@dataclass
 class Encoder(Walk):
-    """Chooses integers for components and keeps them for the coder.
+    """Chooses integers and keeps them, with their tables, for the coder.
 
-    targets: float32 [n, 192], the components in 1/16 step. lengths: see ``Parameters``.
+    targets: float32 [n, 192], the components in 1/16 step. lengths: see ``lengths_of``.
     """
 
     targets: Floats
-    lengths: Floats | None = None
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.coded: list[tuple[Ints, Ints]] = []
+    lengths: Floats
+    coded: list[tuple[Ints, Ints]] = field(default_factory=list)
 
     def choose(self, blocks: Ints, columns: slice, prediction: Floats, ids: Ints) -> Ints:
         difference = (self.targets[blocks, columns] - prediction).ravel()
-        flat_ids, chosen = ids.ravel(), np.zeros(ids.size, np.int64)
-        if self.lengths is None:
-            chosen = np.floor(np.abs(difference) / UNIT + 0.4).astype(np.int64)
-        else:
-            # Rate and distortion decide between the two magnitudes around the value and 0.
-            some = np.flatnonzero(np.abs(difference) > DEAD_ZONE)
-            value, table = np.abs(difference[some]), flat_ids[some]
-            floor = (value / UNIT).astype(np.int64)
-            cost, best = value**2 + RATE_WEIGHT * self.lengths[table, 0], np.zeros_like(floor)
-            for magnitude in (floor, floor + 1):
-                error = value - UNIT * magnitude + self.shrink[table, np.minimum(magnitude, 3)]
-                other = error**2 + RATE_WEIGHT * self.lengths[table, np.minimum(magnitude, LEVELS - 1)]
-                best, cost = np.where(other < cost, magnitude, best), np.minimum(other, cost)
-            chosen[some] = best
-        chosen = np.where(difference < 0, -chosen, chosen)
-        self.coded.append((chosen, flat_ids))
+        # Rate and distortion decide between the two magnitudes around the value and 0.
+        some = np.flatnonzero(np.abs(difference) > DEAD_ZONE)
+        value, table = np.abs(difference[some]), ids.ravel()[some]
+        floor = (value / UNIT).astype(np.int64)
+        cost, best = value**2 + RATE_WEIGHT * self.lengths[table, 0], np.zeros_like(floor)
+        for magnitude in (floor, floor + 1):
+            error = value - UNIT * magnitude + self.shrink[table, np.minimum(magnitude, 3)]
+            other = error**2 + RATE_WEIGHT * self.lengths[table, np.minimum(magnitude, LEVELS - 1)]
+            best, cost = np.where(other < cost, magnitude, best), np.minimum(other, cost)
+        chosen = np.zeros(ids.size, np.int64)
+        chosen[some] = np.where(difference[some] < 0, -best, best)
+        self.coded.append((chosen, ids.ravel()))
         return chosen.reshape(ids.shape)
 
 
+@dataclass
 class Decoder(Walk):
     """Pops integers from a coder."""
 
-    def __init__(self, stack: AnsStack, tables: Tables, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.stack, self.tables, self.crc = stack, tables, 0
+    stack: AnsStack
+    tables: Tables
+    crc: int = 0
 
     def choose(self, blocks: Ints, columns: slice, prediction: Floats, ids: Ints) -> Ints:
         integers = self.stack.pop(self.tables, ids.ravel())
@@ -319,8 +329,8 @@ class Decoder(Walk):
 def compress(picture: Image.Image, quality: float) -> bytes:
     """The bytes of a ``.vae`` file of kind PCA.
 
-    picture: 8-bit grey or colour. quality: 0 (smallest) to 100, in hundredths. Raises ImageError for pictures that are not
-    supported, ValueError for a quality out of range, LimitError for a picture that no reader would accept.
+    picture: 8-bit grey or colour. quality: 0 (smallest) to 100, in hundredths. Raises ImageError for pictures that are
+    not supported, ValueError for a quality out of range, LimitError for a picture that no reader would accept.
     """
     if not 0 <= quality <= 100:
         raise ValueError(f"quality {quality} is not in 0..100")
@@ -330,12 +340,12 @@ def compress(picture: Image.Image, quality: float) -> bytes:
     header = Header(Kind.PCA, mode, width, height, 8, hundredths, 0, TILE, parameters.identity)
     Limits().check(header)
     weights, count = parameters.at(hundredths), parameters.count(hundredths)
-    mean, coded = np.tile(parameters.mean, SIDE * SIDE), []
+    step = np.float32(step_of(hundredths / 100) / UNIT)
+    mean, lengths, coded = np.tile(parameters.mean, SIDE * SIDE), lengths_of(parameters.tables), []
     for box in boxes_of(header):
         blocks = blocks_of(pixels[box.top * SIDE : box.bottom * SIDE, box.left * SIDE : box.right * SIDE])
-        encoder = Encoder(weights, parameters.shrink, (1, *blocks.shape[:2]), count)
-        components = (blocks.reshape(-1, SIZE) - mean) @ parameters.basis[:, :count]
-        encoder.targets, encoder.lengths = components * (UNIT / step_of(hundredths / 100)), parameters.lengths
+        targets = (blocks.reshape(-1, SIZE) - mean) @ parameters.basis[:, :count] / step
+        encoder = Encoder(weights, parameters.shrink, (1, *blocks.shape[:2]), count, targets, lengths)
         encoder.run()
         stack, crc = AnsStack(), 0
         for integers, _ in encoder.coded:
@@ -369,7 +379,7 @@ def decompress(data: bytes) -> Image.Image:
             raise CorruptError(f"tile method {tile.method} is unknown")
         shape = (1, box.bottom - box.top, box.right - box.left)
         stack = AnsStack(tile.words)
-        decoder = Decoder(stack, parameters.tables, weights, parameters.shrink, shape, count)
+        decoder = Decoder(weights, parameters.shrink, shape, count, stack, parameters.tables)
         values = decoder.run()
         if decoder.crc != tile.crc or not stack.is_empty():
             raise CorruptError("a tile fails its checksum")
@@ -387,17 +397,17 @@ def boxes_of(header: Header) -> list[Box]:
 # Training
 
 CROP, CROPS, SEED = 192, 200, 0
-ROUNDS = (4, 4, 1)  # each round has tables and reconstruction points from the one before, and one picture in so many
+RARE = 1e-3  # a share of blocks with such a component that is not worth coding it
+ROUNDS = (8, 4, 1)  # each round has tables and reconstruction points from the one before, and one picture in so many
 
 
+@dataclass
 class Trainer(Encoder):
-    """Fits weights where they are first needed, and counts magnitudes under each table."""
+    """Fits weights where they are needed; counts magnitudes, their excess over the values, and what is not 0."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.frequencies = np.zeros((TABLES, LEVELS), np.int64)
-        self.shortfall = np.zeros((TABLES, 4))
-        self.used = np.zeros(SIZE)  # how often each component is not 0
+    frequencies: Ints = field(default_factory=lambda: np.zeros((TABLES, LEVELS), np.int64))
+    excess: Floats = field(default_factory=lambda: np.zeros((TABLES, 4)))
+    used: Ints = field(default_factory=lambda: np.zeros(SIZE, np.int64))
 
     def fit(self, name: str, blocks: Ints, columns: slice, inputs: Floats, prediction: Floats | None) -> None:
         targets = self.targets[blocks, columns]
@@ -419,7 +429,7 @@ class Trainer(Encoder):
         magnitudes, difference = np.abs(integers), np.abs(self.targets[blocks, columns] - prediction)
         self.used[columns] += (integers != 0).sum(0)
         np.add.at(self.frequencies, (ids, np.minimum(magnitudes, LEVELS - 1)), 1)
-        np.add.at(self.shortfall, (ids, np.minimum(magnitudes, 3)), UNIT * magnitudes - difference)
+        np.add.at(self.excess, (ids, np.minimum(magnitudes, 3)), UNIT * magnitudes - difference)
         return integers
 
 
@@ -436,11 +446,10 @@ def least_squares(inputs: Floats, targets: Floats, importance: Floats) -> Floats
 def principal_components(blocks: Floats) -> Floats:
     """float32 [192, 192]: orthonormal columns, by falling variance; those of flat blocks first, then all others."""
     covariance = np.cov(blocks.T.astype(np.float64))
-    flat = np.tile(np.eye(3), (SIDE * SIDE, 1)) / SIDE
-    flat = flat @ np.linalg.eigh(flat.T @ covariance @ flat)[1][:, ::-1]
-    rest = np.eye(SIZE) - flat @ flat.T
-    others = np.linalg.eigh(rest @ covariance @ rest)[1][:, :2:-1]
-    basis: Floats = np.concatenate([flat, others], 1).astype(np.float32)
+    # Orthonormal: three columns that span the flat blocks, and the rest.
+    whole = np.linalg.qr(np.tile(np.eye(3), (SIDE * SIDE, 1)), "complete")[0]
+    parts = [part @ np.linalg.eigh(part.T @ covariance @ part)[1][:, ::-1] for part in (whole[:, :3], whole[:, 3:])]
+    basis: Floats = np.concatenate(parts, 1).astype(np.float32)
     return basis
 
 
@@ -462,42 +471,38 @@ def train(data: Path, out: Path) -> None:
     """Learn everything from the pictures below a folder, of which a random part is used, and write it to ``out``."""
     rng = np.random.default_rng(SEED)
     pictures = [image.permute(1, 2, 0).numpy() for image in load_images(data) if min(image.shape[1:]) >= CROP]
+    if not pictures:
+        raise ValueError(f"no picture has {CROP} pixels on both sides")
     crops = []
     for index in rng.permutation(len(pictures))[:CROPS]:
-        top, left = (int(rng.integers(0, size - CROP + 1)) for size in pictures[index].shape[:2])
+        top, left = (int(rng.integers(size - CROP + 1)) for size in pictures[index].shape[:2])
         crops.append(blocks_of(pictures[index][top : top + CROP, left : left + CROP]))
     blocks = np.concatenate(crops).reshape(-1, SIZE)
-    mean = blocks.reshape(-1, 3).mean(0)
+    mean = blocks.reshape(-1, 3).mean(0, dtype=np.float64).astype(np.float32)
     blocks -= np.tile(mean, SIDE * SIDE)
     basis = principal_components(blocks)
     components = blocks @ basis
-    shrink, lengths = np.zeros((TABLES, 4), np.int64), None
+    shrink, tables = np.zeros((TABLES, 4), np.int64), tables_of(np.zeros((TABLES, LEVELS), np.int64))
     for part in tqdm(ROUNDS, desc="rounds"):
+        targets = components.reshape(len(crops), -1, SIZE)[::part]
+        shape = (len(targets), CROP // SIDE, CROP // SIDE)
         trainers = []
         for knot in range(KNOTS):
-            some = components.reshape(len(crops), -1, SIZE)[::part]
-            trainer = Trainer({}, shrink, (len(some), CROP // SIDE, CROP // SIDE), SIZE)
-            trainer.targets = some.reshape(-1, SIZE) * (UNIT / step_of(100 * knot / (KNOTS - 1)))
-            trainer.lengths = lengths
-            trainer.run()
-            trainers.append(trainer)
-        frequencies = sum(trainer.frequencies for trainer in trainers)
+            steps = targets.reshape(-1, SIZE) * (UNIT / np.float32(step_of(100 * knot / (KNOTS - 1))))
+            trainers.append(Trainer({}, shrink, shape, SIZE, steps, lengths_of(tables)))
+            trainers[-1].run()
+        frequencies = np.sum([trainer.frequencies for trainer in trainers], 0)
         tables = tables_of(frequencies)
-        counts = np.concatenate([frequencies[:, :3], frequencies[:, 3:].sum(1, keepdims=True)], 1)
-        shrink = np.rint(sum(t.shortfall for t in trainers) / np.maximum(counts, 1)).astype(np.int64)
-        shrink[counts < 30], shrink[:, 0] = 0, 0
-        lengths = Parameters(mean, basis, {}, np.array([]), shrink, tables, b"").lengths
-    used = np.array([trainer.used / (len(trainer.targets)) for trainer in trainers])
-    components_used = [next(end for _, end in [*GROUPS] if (row[end:] < 1e-3).all()) for row in used]
-    weights = {n: np.stack([t.weights[n] for t in trainers]).astype(np.int16) for n in trainers[0].weights}
-    save_file(
-        {
-            "mean": mean,
-            "basis": basis,
-            "components": np.array(components_used, np.int32),
-            "shrink": shrink.astype(np.int32),
-            **{f"tables.{name}": array for name, array in tables.to_arrays().items()},
-            **weights,
-        },
-        out,
-    )
+        counts = np.column_stack([frequencies[:, :3], frequencies[:, 3:].sum(1)])
+        excess = np.sum([trainer.excess for trainer in trainers], 0) / np.maximum(counts, 1)
+        shrink = np.where((counts < 30) | (np.arange(4) == 0), 0, np.rint(excess)).astype(np.int64)
+    shares = [trainer.used / len(trainer.values) for trainer in trainers]
+    stored = {
+        "mean": mean,
+        "basis": basis,
+        "components": np.array([next(end for _, end in GROUPS if (s[end:] < RARE).all()) for s in shares], np.int32),
+        "shrink": shrink.astype(np.int32),
+    }
+    stored |= {f"tables.{name}": array for name, array in tables.to_arrays().items()}
+    stored |= {n: np.stack([t.weights[n] for t in trainers]).astype(np.int16) for n in trainers[0].weights}
+    out.write_bytes(safetensors.save(stored))

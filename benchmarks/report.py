@@ -76,7 +76,7 @@ def middle(picture: Image.Image) -> Image.Image:
 
 
 def embedded(picture: Image.Image) -> dict[str, Any]:
-    """A JPEG copy, which is much smaller than PNG and, at this quality, as good to the eye. copy_psnr: how near it is."""
+    """A JPEG copy: much smaller than PNG and, at this quality, as good to the eye. copy_psnr: how near it is."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=95, subsampling="4:4:4", optimize=True)
     copy = Image.open(file).convert("RGB")
@@ -105,6 +105,7 @@ def page(title: str, tables: list[list[list[str]]], plots: list[Path], views: li
     )
     parts = {
         "TITLE": html.escape(title),
+        "FIRST": html.escape(views[0]["versions"][1]["title"]) if views else "",
         "COPIES": f"{min(copies):.1f}" if copies else "",
         "BPP": f"{BPP:g}",
         "TABLES": "\n".join(map(html_table, tables)),

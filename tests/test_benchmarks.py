@@ -1,14 +1,29 @@
 import json
+import math
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 import pytest
+from click import ClickException
+from click.testing import CliRunner
+from conftest import picture
 from PIL import Image
 
 pytest.importorskip("scipy")  # of the "bench" extra
 pytest.importorskip("matplotlib")
+pytest.importorskip("pytorch_msssim")
 
-from benchmarks import bitsback, kodak
+from scipy.interpolate import Akima1DInterpolator
+
+from benchmarks import bitsback, codecs, kodak, report, same_bytes
+from benchmarks.__main__ import main
 from benchmarks.bd_rate import Curve, bd_rate
+from benchmarks.metrics import decibels, ms_ssim, psnr
+from benchmarks.pictures import Cache
+from vaecodec import Codec
 
 # Pillow's JPEG (4:2:0) and WebP (method 6) on Kodak-24: bits per pixel, PSNR in dB.
 JPEG: Curve = [
@@ -43,33 +58,50 @@ def test_webp_against_jpeg_as_the_bjontegaard_package_has_it() -> None:
     assert percent(JPEG, WEBP) == pytest.approx(-32.5, abs=0.05)
 
 
+def test_by_hand() -> None:
+    anchor = [(2 ** (psnr / 6), psnr) for psnr in (30, 32, 34, 36)]
+    test = [(rate / 2 ** ((psnr - 28) / 4), psnr) for rate, psnr in anchor]  # from 0.5 to 1.5 halvings
+    assert percent(anchor, test) == pytest.approx(100 * (2 ** -((0.5 + 2) / 2) - 1))
+
+
 def test_nothing_is_extrapolated() -> None:
     result = bd_rate(JPEG, WEBP[:7], 30.5, 36.0)
     assert result is not None and (result.low, result.high) == (30.5, 34.104)
     assert bd_rate(JPEG, WEBP, 43.0, 45.0) is None
-    assert "does not cover the range" in kodak.comparison("webp", JPEG, WEBP[:7])
-    assert "does not cover the range" not in kodak.comparison("webp", JPEG, WEBP)
+    assert kodak.comparison(JPEG, WEBP[:7])[0].endswith("(only 30.5-34.1 dB)")
+    assert kodak.comparison(JPEG, WEBP)[0] == "-33.2 %"
+    assert kodak.comparison(None, WEBP) == ["-", "-"]
 
 
 def test_published_curves_have_sources() -> None:
-    assert set(kodak.published_curves()) == {"AV1", "VTM", "mbt2018-mean"}
+    curves, similarities = kodak.published_curves()
+    assert set(similarities) < set(curves) and {"AV1", "VTM", "mbt2018-mean"} <= set(similarities)
     assert all(entry["source"] for entry in json.loads(kodak.PUBLISHED.read_text("utf-8")).values())
 
 
-def test_psnr() -> None:
-    black, grey = Image.new("RGB", (2, 1)), Image.new("RGB", (2, 1), (1, 1, 1))
-    assert kodak.psnr(black, grey) == pytest.approx(48.1308, abs=1e-4)
-    assert kodak.psnr(black, black) == float("inf")
+def test_metrics() -> None:
+    black, grey = Image.new("RGB", (200, 180)), Image.new("RGB", (200, 180), (1, 1, 1))
+    assert psnr(black, grey) == pytest.approx(48.1308, abs=1e-4)
+    assert psnr(black, black) == math.inf
+    photo = picture(200, 180)
+    assert ms_ssim(photo, photo) == pytest.approx(1)
+    assert 0.5 < ms_ssim(photo, photo.quantize(16).convert("RGB")) < 0.999
+    assert decibels(0.99) == pytest.approx(20)
+
+
+def row(name: str, pixels: int, size: int, decibel: float) -> kodak.Row:
+    return kodak.Row(name, pixels, size, decibel, 0.9, 0.5, 0.25)
 
 
 def test_averages_are_over_pictures() -> None:
-    point = kodak.Point(50, [kodak.Row("a", 1, 8, 30.0), kodak.Row("b", 9, 24, 40.0)])
-    assert (point.bpp, point.psnr) == (2.0, 35.0)
+    point = kodak.Point(50, [row("a", 8, 1, 30.0), row("b", 24, 9, 40.0)])
+    assert (point.bpp, point.psnr, point.ms_ssim) == (2.0, 35.0, 0.9)
+    assert (point.encode_speed, point.decode_speed) == (32 / 1e6, 64 / 1e6)
 
 
 def test_violations() -> None:
-    low = kodak.Point(0, [kodak.Row("a", 1000, 8, 30.0), kodak.Row("b", 1000, 8, 30.0)])
-    high = kodak.Point(50, [kodak.Row("a", 989, 8, 29.94), kodak.Row("b", 2000, 8, 29.96)])
+    low = kodak.Point(0, [row("a", 8, 1000, 30.0), row("b", 8, 1000, 30.0)])
+    high = kodak.Point(50, [row("a", 8, 989, 29.94), row("b", 8, 2000, 29.96)])
     assert [line.split(": ")[1] for line in kodak.violations([low, high])] == [
         "mean PSNR falls from 30.000 to 29.950 dB",
         "a falls from 1000 to 989 bytes",
@@ -77,12 +109,171 @@ def test_violations() -> None:
     ]
 
 
-@pytest.mark.parametrize("codec", [kodak.jpeg, kodak.webp])
-def test_measure(codec: kodak.Codec, tmp_path: Path) -> None:
-    Image.linear_gradient("L").save(tmp_path / "gradient.png")
-    small, large = kodak.measure("", codec, [tmp_path / "gradient.png"], [5, 95])
-    assert small.rows[0].picture == "gradient" and small.rows[0].pixels == 256 * 256
-    assert small.bpp < large.bpp and 20 < small.psnr < large.psnr
+@pytest.mark.parametrize("name", [name for name in codecs.CODECS if not name.startswith(("vaecodec", "pca"))])
+def test_codecs(name: str) -> None:
+    try:
+        codec = codecs.CODECS[name]()
+    except ImportError as error:
+        pytest.skip(str(error))
+    assert codec.name == name and codec.lossless == (not codec.scale)
+    image = picture(64, 48)
+    qualities = (codec.qualities[0], codec.qualities[-1])
+    small, large = (len(codec.encode(image, quality)) for quality in qualities)
+    assert small < large or codec.lossless
+    decoded = codec.decode(codec.encode(image, qualities[-1]))
+    assert decoded.mode == "RGB" and psnr(image, decoded) > 25
+    assert (decoded.tobytes() == image.tobytes()) == codec.lossless
+
+
+def test_jpeg_xl_qualities_stand_for_distances() -> None:
+    # JxlEncoderDistanceFromQuality
+    assert codecs.quality_of(1.0) == pytest.approx(90) and codecs.quality_of(6.4) == pytest.approx(30)
+    quality = codecs.quality_of(9.9)
+    assert 53 / 3000 * quality**2 - 23 / 20 * quality + 25 == pytest.approx(9.9)
+
+
+def test_vaecodec_is_measured(tiny: Codec, tmp_path: Path) -> None:
+    picture(176, 176).save(tmp_path / "a.png")
+    pictures = kodak.open_pictures([tmp_path / "a.png"])
+    codec = replace(codecs.vaecodec(tiny), qualities=(0, 100))
+    first, last = kodak.measure(codec, pictures, Cache(tmp_path / "cache"), lambda: None)
+    assert first.bpp < last.bpp
+    assert last.rows[0].bytes == len(tiny.compress(pictures[0].image, 100))
+
+
+def test_command_line_is_compared(shipped: Path, tmp_path: Path) -> None:
+    picture(176, 176).save(tmp_path / "a.png")
+    pictures = kodak.open_pictures([tmp_path / "a.png"])
+    codec = replace(codecs.vaecodec(Codec("cpu", shipped)), qualities=(40,))
+    assert kodak.check_command_line(codec, pictures)
+    other = replace(codec, encode=lambda picture, quality: codec.encode(picture, quality + 1))
+    with pytest.raises(ClickException, match="differ"):
+        kodak.check_command_line(other, pictures)
+
+
+def test_lossless_codecs_must_be_lossless() -> None:
+    pictures = [kodak.Picture("a", picture(176, 176), "")]
+    codec = replace(codecs.jpeg("4:2:0"), lossless=True)
+    with pytest.raises(ClickException, match="differ"):
+        kodak.measure_one(codec, pictures[0], 90)
+
+
+@pytest.fixture(scope="module")
+def benchmark_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark of two pictures and two codecs: the folder of the pictures, with the results in ``out``."""
+    folder = tmp_path_factory.mktemp("two")
+    for seed, name in enumerate("ab"):
+        picture(208, 176, seed=seed).save(folder / f"{name}.png")
+    kodak.run([folder / "a.png", folder / "b.png"], folder / "out" / "two", ["webp", "jpeg420", "png"])
+    return folder
+
+
+def test_results(benchmark_of_two: Path) -> None:
+    out = benchmark_of_two / "out" / "two"
+    stems = {"jpeg420.json", "webp.json", "png.json", "table.md", "report.html"}
+    drawn = {f"{stem}.{suffix}" for stem in ("rd", "rd_msssim", "lossless_sizes") for suffix in ("png", "svg")}
+    assert {path.name for path in out.iterdir()} == stems | drawn
+
+    webp = json.loads((out / "webp.json").read_text("utf-8"))
+    image = Image.open(benchmark_of_two / "b.png").convert("RGB")
+    data = codecs.webp().encode(image, 50)
+    (found,) = (row for row in webp["rows"] if row[:2] == [50, "b"])
+    assert webp["columns"] == ["quality", "picture", "pixels", "bytes", "psnr", "ms_ssim"]
+    assert found[2:4] == [208 * 176, len(data)]
+    assert found[4] == pytest.approx(psnr(image, codecs.webp().decode(data)), abs=1e-4)
+
+    curves = []
+    for name in ("jpeg420", "webp"):
+        means = json.loads((out / f"{name}.json").read_text("utf-8"))["means"]
+        curves.append(np.array(sorted((mean["psnr"], math.log(mean["bpp"])) for mean in means)))
+    low, high = (pick(pick_2(curve[:, 0]) for curve in curves) for pick, pick_2 in ((max, np.min), (min, np.max)))
+    at = np.linspace(low, high, 10001)
+    jpeg, other = (Akima1DInterpolator(*curve.T)(at) for curve in curves)
+    by_hand = 100 * math.expm1(np.mean(other - jpeg))
+    (line,) = (
+        line for line in (out / "table.md").read_text("utf-8").splitlines() if re.match(r"\| WebP \| \S+ %", line)
+    )
+    assert float(line.split(" | ")[2].split(" %")[0]) == pytest.approx(by_hand, abs=0.06)
+
+
+def test_second_run_measures_nothing(benchmark_of_two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise AssertionError("measured again")
+
+    for module, name in ((kodak, "measure_one"), (kodak, "peak_memory"), (report, "nearest_below")):
+        monkeypatch.setattr(module, name, fail)
+    files, out = [benchmark_of_two / "a.png", benchmark_of_two / "b.png"], benchmark_of_two / "out" / "two"
+    before = (out / "table.md").read_text("utf-8")
+    kodak.run(files, out, ["jpeg420", "webp", "png"])
+    assert (out / "table.md").read_text("utf-8") == before
+
+    changed = Image.open(files[0])
+    changed.putpixel((0, 0), (1, 2, 3))
+    changed.save(benchmark_of_two / "c.png")
+    with pytest.raises(AssertionError, match="measured again"):
+        kodak.run([benchmark_of_two / "c.png"], out, ["jpeg420"])
+
+
+def test_report_loads_nothing(benchmark_of_two: Path) -> None:
+    text = (benchmark_of_two / "out" / "two" / "report.html").read_text("utf-8")
+    assert not re.search(r"https?://|<link|@import|url\(|<!--[A-Z]", text)
+    assert all(source.startswith('"data:') for source in re.findall(r"<\w+[^>]*?\bsrc=(.{6})", text))
+    assert "default-src 'none'" in text
+
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    views = json.loads(data)
+    assert [view["name"] for view in views] == ["a", "b"]
+    for view in views:
+        assert (view["width"], view["height"]) == (208, 176)
+        original, *versions = view["versions"]
+        assert original["bytes"] == 3 * 208 * 176
+        assert [version["title"] for version in versions] == ["JPEG 4:2:0", "WebP"]
+        assert versions[1]["bytes"] <= max(versions[0]["bytes"], len(codecs.webp().encode(picture(208, 176), 0)))
+        assert all(version["copy_psnr"] > 30 for version in view["versions"])
+
+
+def test_equal_bytes_are_nearest_from_below() -> None:
+    image = kodak.Picture("a", picture(208, 176), "")
+    codec = codecs.jpeg("4:2:0")
+    found = report.nearest_below(codec, image, 4000)
+    assert found["bytes"] == len(codec.encode(image.image, found["quality"])) <= 4000
+    assert len(codec.encode(image.image, found["quality"] + 1)) > 4000
+    assert report.nearest_below(codec, image, 1)["quality"] == 1
+
+
+def test_kodak_is_found_or_its_source_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KODAK", raising=False)
+    result = CliRunner().invoke(main, ["kodak"])
+    assert result.exit_code == 1 and "r0k.us" in result.output and len(result.output.splitlines()) == 1
+    (tmp_path / "data" / "kodak").mkdir(parents=True)
+    assert kodak.find_kodak().resolve() == (tmp_path / "data" / "kodak").resolve()
+    monkeypatch.setenv("KODAK", str(tmp_path))
+    assert kodak.find_kodak() == tmp_path
+
+
+def test_choice_of_codecs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> NoReturn:
+        raise ImportError("no such plugin")
+
+    monkeypatch.setitem(codecs.CODECS, "heic", missing)
+    assert [codec.name for codec in kodak.choose(["webp", "heic", "jpeg444"])] == ["jpeg444", "webp"]
+    assert capsys.readouterr().err == "heic is skipped: no such plugin\n"
+    result = CliRunner().invoke(main, ["kodak", "--codecs", "webp,gif"])
+    assert result.exit_code == 2 and "unknown: gif" in result.output
+
+
+def test_small_pictures_are_refused(tmp_path: Path) -> None:
+    picture(300, 160).save(tmp_path / "a.png")
+    with pytest.raises(ClickException, match="161 pixels"):
+        kodak.open_pictures([tmp_path / "a.png"])
+
+
+def test_same_bytes(photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "photo.png")
+    same_bytes.run(tmp_path / "photo.png", 1.0, (0, 0, 64, 64), tmp_path / "same.png")
+    assert Image.open(tmp_path / "same.png").size == (3 * 72 - 8, 64 + 24)
 
 
 def test_lossless_files_are_accounted_for(photo: Image.Image, tmp_path: Path) -> None:
