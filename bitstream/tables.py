@@ -7,6 +7,7 @@ Tables are made once, at export, shipped as integers and hashed with the weights
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,26 @@ class Tables:
         object.__setattr__(self, "sizes", sizes)
         for array in (self.lows, self.sizes, *self.counts):
             array.setflags(write=False)
+
+    @cached_property
+    def _entry_bits(self) -> NDArray[np.float64]:
+        bits: NDArray[np.float64] = PRECISION - np.log2(np.concatenate(self.counts))
+        return bits
+
+    def bits(self, ids: Ints, values: Ints) -> NDArray[np.float64]:
+        """What coding each value under its table costs, in bits [N].
+
+        ids, values: integers [N], values in the int64 range. An escaped value costs its Exp-Golomb code as well;
+        without ``escape`` every value must be listed.
+        """
+        ends = np.cumsum(self.sizes)
+        values = values.astype(np.int64)
+        symbols, last = values - self.lows[ids], self.sizes[ids] - 1
+        outside = ((symbols < 0) | (symbols >= last)) & self.escape
+        bits: NDArray[np.float64] = self._entry_bits[ends[ids] - self.sizes[ids] + np.where(outside, last, symbols)]
+        excess = np.where(symbols < 0, -symbols, symbols - last + 1)[outside]
+        bits[outside] += 2 + 2 * np.floor(np.log2(excess))
+        return bits
 
     def to_arrays(self) -> dict[str, Ints]:
         """Arrays to store: lows int32 [T], sizes uint32 [T], counts uint32 [their sum], escape uint8 [1]."""

@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+import vaecodec.codec
+from bitstream import Kind
 from vaecodec import Codec, export, lossless, weights
 from vaecodec.cli import main
 from vaecodec.crops import Crops
@@ -160,6 +162,22 @@ def lossless_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lossless_codec(lossless_weights: Path) -> Codec:
     """The codec with the small lossless model."""
     return Codec("cpu", lossless_weights)
+
+
+@pytest.fixture(scope="session")
+def codec(tiny: Codec, lossless_codec: Codec) -> Codec:
+    """The codec with both small models."""
+    codec = Codec("cpu")
+    codec._loaded = {Kind.LOSSY: tiny.lossy, Kind.LOSSLESS: lossless_codec.lossless}
+    return codec
+
+
+@pytest.fixture
+def small_weights(lossless_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small models in place of the packaged ones, for what loads these on its own."""
+    paths = {"lossy": TINY, "lossless": lossless_weights}
+    monkeypatch.setattr(vaecodec.codec, "packaged", paths.__getitem__)
+    monkeypatch.setattr(vaecodec.codec, "_shared", {})
 
 
 @pytest.fixture(params=["constriction", "python"])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitstream import Tables, gaussian_tables, normalise
+from bitstream import AnsStack, Tables, gaussian_tables, normalise
 
 TOTAL = 2**24
 HALF = np.array([TOTAL // 2, TOTAL // 2])
@@ -130,3 +130,18 @@ def test_gaussian_tables() -> None:
     for bad in ([0.0], [-1.0], [np.nan], [np.inf]):
         with pytest.raises(ValueError, match="positive"):
             gaussian_tables(bad, escape=True)
+
+
+def test_bits_are_what_the_coder_takes() -> None:
+    tables = gaussian_tables([0.6, 3.0, 20.0], escape=True)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 3, 20_000)
+    values = np.rint(rng.normal(0, 1.2 * np.array([0.6, 3.0, 20.0])[ids])).astype(np.int64)
+    values[:50] *= 1000  # escaped
+    stack = AnsStack()
+    stack.push(values.astype(np.int32), tables, ids.astype(np.int32))
+    assert tables.bits(ids, values).sum() == pytest.approx(stack.bits(), rel=1e-3)
+    inside = gaussian_tables([2.0], escape=False)
+    assert inside.bits(np.zeros(1, np.int64), np.zeros(1, np.int64))[0] == pytest.approx(
+        24 - np.log2(inside.counts[0][-inside.lows[0]])
+    )

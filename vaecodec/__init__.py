@@ -1,20 +1,58 @@
-"""vaecodec: a learned image codec."""
+"""vaecodec: a learned image codec.
+
+``compress`` and ``decompress`` are all that most programs need; ``Codec`` does the same with other weights, for arrays
+and for tensors.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Codec"]
+__all__ = [
+    "Codec",
+    "CorruptError",
+    "ImageError",
+    "Info",
+    "LimitError",
+    "Limits",
+    "TruncatedError",
+    "VaeError",
+    "VersionError",
+    "WeightsError",
+    "compress",
+    "decompress",
+    "read_info",
+    "register_vae_opener",
+]
 
 if TYPE_CHECKING:
-    from .codec import Codec
+    from bitstream import CorruptError, LimitError, Limits, TruncatedError, VaeError, VersionError
+
+    from .codec import Codec, compress, decompress
+    from .image import ImageError
+    from .info import Info, read_info
+    from .pillow import register_vae_opener
+    from .weights import WeightsError
+
+_HOMES = {
+    "bitstream": ("CorruptError", "LimitError", "Limits", "TruncatedError", "VaeError", "VersionError"),
+    "vaecodec.codec": ("Codec", "compress", "decompress"),
+    "vaecodec.image": ("ImageError",),
+    "vaecodec.info": ("Info", "read_info"),
+    "vaecodec.pillow": ("register_vae_opener",),
+    "vaecodec.weights": ("WeightsError",),
+}
 
 
 def __getattr__(name: str) -> Any:
     # torch takes a second to import: `vaecodec info` and `--help` do without.
-    if name == "Codec":
-        from .codec import Codec
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-        return Codec
-    raise AttributeError(name)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,11 +8,13 @@ read a margin around it, which is wide enough that the joint picture has no seam
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +40,18 @@ from bitstream import (
 )
 
 from .exact import UNIT, interpolate
-from .image import CHANNELS, Pixels, metadata_of, picture_of, picture_of_samples, pixels_of, samples_of
+from .image import (
+    CHANNELS,
+    ImageError,
+    Pixels,
+    metadata_of,
+    picture_of_samples,
+    pixels_of,
+    refuse_deep_colour,
+    samples_of,
+    samples_of_pixels,
+)
+from .info import Source, bytes_of
 from .lossless_codec import BITS_BACK, PLAIN, RAW, ROUNDED, Samples, TileCoder, sample_type
 from .model import pick, place, step_quarters
 from .weights import Lossless, Lossy, WeightsError, load, packaged
@@ -51,35 +64,79 @@ TILE_MAX = 2048  # it bounds the memory and the work that a tile costs before it
 
 SYMBOL_MAX = 2**19  # a decoded latent in steps of 1/16 then fits in float32's 24 bits
 
+RATE_WEIGHT = 0.025  # squared error, in steps of the quantiser, that the encoder takes for a bit less
+
 Symbols = NDArray[np.int32]
+Progress = Callable[[int], None]
+Region = tuple[int, int, int, int]
+
+Picture = Image.Image | NDArray[Any] | Tensor
+"""Pillow's; or an array [H, W] or [H, W, C], uint8 with 1 to 4 channels or uint16 with 1, 3 or 4; or such a tensor
+[C, H, W], on any device."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """Part of the latent grid: rows top..bottom, columns left..right (ends excluded)."""
+    """Part of a grid: rows top..bottom, columns left..right (ends excluded)."""
 
     top: int
     left: int
     bottom: int
     right: int
 
-    def grown(self, margin: int, rows: int, columns: int) -> Box:
-        """With a margin on all sides, as far as the grid of rows x columns reaches."""
+    @property
+    def rows(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def columns(self) -> int:
+        return self.right - self.left
+
+    def __and__(self, other: Box) -> Box:
+        """What two boxes share."""
         return Box(
-            max(self.top - margin, 0),
-            max(self.left - margin, 0),
-            min(self.bottom + margin, rows),
-            min(self.right + margin, columns),
+            max(self.top, other.top),
+            max(self.left, other.left),
+            min(self.bottom, other.bottom),
+            min(self.right, other.right),
+        )
+
+    def __bool__(self) -> bool:
+        return self.rows > 0 and self.columns > 0
+
+    def grown(self, margin: int) -> Box:
+        """With a margin on all sides."""
+        return Box(self.top - margin, self.left - margin, self.bottom + margin, self.right + margin)
+
+    def times(self, factor: int) -> Box:
+        """On a grid that is finer by a factor."""
+        return Box(self.top * factor, self.left * factor, self.bottom * factor, self.right * factor)
+
+    def within(self, outer: Box) -> tuple[slice, slice]:
+        """Index of this box in an array [H, W] that holds ``outer``."""
+        return (
+            slice(self.top - outer.top, self.bottom - outer.top),
+            slice(self.left - outer.left, self.right - outer.left),
         )
 
 
 def tiles(rows: int, columns: int, side: int) -> list[Box]:
-    """The tiles of a latent grid in raster order."""
+    """The tiles of a grid in raster order."""
     return [
         Box(top, left, min(top + side, rows), min(left + side, columns))
         for top in range(0, rows, side)
         for left in range(0, columns, side)
     ]
+
+
+def box_of(region: Region | None, width: int, height: int) -> Box:
+    """The region (x, y, width, height) of a picture; without one, all of it. Raises ValueError if it sticks out."""
+    if region is None:
+        return Box(0, 0, height, width)
+    x, y, w, h = region
+    if not (0 <= x < x + w <= width and 0 <= y < y + h <= height):
+        raise ValueError(f"region {region} is not inside the picture of {width} x {height} pixels")
+    return Box(y, x, y + h, x + w)
 
 
 @contextlib.contextmanager
@@ -94,21 +151,30 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
 
 
 class Codec:
-    """Loads the weights when they are first needed; ``compress`` and ``decompress`` may be called from several threads.
+    """Compresses and decompresses; loads the weights when they are first needed.
 
     device: "auto" (CUDA if there is any), "cpu", "cuda" or "cuda:N". weights: an exported file of either kind, in place
     of the one in the package. Weights that are missing, damaged or not exact on the device raise WeightsError.
+
+    One codec may be used from several threads. It is pickled as its two arguments: whoever receives it loads the
+    weights anew, on the device that "auto" means there.
+
+    ``progress`` of the methods is called after each tile with the number of pixels done since the last call. What it
+    raises ends the work and reaches the caller: this is how to cancel.
     """
 
-    def __init__(self, device: str = "auto", weights: Path | None = None) -> None:
+    def __init__(self, device: str = "auto", weights: str | os.PathLike[str] | None = None) -> None:
+        self._arguments = device, None if weights is None else Path(weights).absolute()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
-        torch.empty(0, device=self.device)  # raises if there is none
+        self.device = torch.empty(0, device=device).device  # raises if there is none
         self._loading = threading.Lock()
         self._loaded: dict[Kind, Lossy | Lossless] = {}
         if weights is not None:
-            self._load(weights)
+            self._load(Path(weights))
+
+    def __reduce__(self) -> tuple[type[Codec], tuple[str, Path | None]]:
+        return Codec, self._arguments
 
     def _load(self, path: Path) -> Lossy | Lossless:
         with exact_arithmetic(self.device):
@@ -134,25 +200,29 @@ class Codec:
 
     def compress(
         self,
-        picture: Image.Image,
+        picture: Picture,
         quality: float = 75.0,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
         *,
         lossless: bool = False,
+        depth: int = 16,
     ) -> bytes:
         """The bytes of a ``.vae`` file.
 
-        picture: for lossy 8-bit grey or colour; for lossless any picture of Pillow's that holds integers. quality: 0
-        (smallest) to 100, in hundredths, of lossy files. progress: called with the number of pixels done after each
-        tile. Raises ImageError for pictures that are not supported, ValueError for a quality out of range, LimitError
-        for a picture that no reader would accept.
+        picture: a Pillow picture of integers, or an array or tensor, see ``Picture``; lossy files hold 8-bit grey and
+        colour only. quality: 0 (smallest) to 100, in hundredths, of lossy files. depth: how many bits of 16-bit samples
+        are in use, 9 to 16. Equal pixels give equal bytes, whatever holds them; EXIF, ICC profile and XMP come from
+        Pillow's ``info``. Raises ImageError for pictures that are not supported, ValueError for a quality or depth out
+        of range, LimitError for a picture that no reader would accept.
         """
         if not 0 <= quality <= 100:
             raise ValueError(f"quality {quality} is not in 0..100")
+        if isinstance(picture, Tensor):
+            picture = array_of(picture)
         sections = metadata_of(picture)
         if lossless:
-            samples, mode, depth = samples_of(picture)
-            return self.compress_array(samples, mode, depth, sections, progress)
+            samples, mode, bits = samples_of(picture)
+            return self._compress_lossless(samples, mode, depth if bits > 8 else 8, sections, progress)
         pixels, mode = pixels_of(picture)
         height, width, _ = pixels.shape
         hundredths = round(quality * 100)
@@ -165,101 +235,135 @@ class Codec:
                 y = self._analyse(pixels, box, q)
                 coded.append(self._push_tile(y, q))
                 if progress:
-                    progress((box.bottom - box.top) * (box.right - box.left) * PATCH**2)
+                    progress(box.rows * box.columns * PATCH**2)
         return pack(header, coded, sections)
 
-    def compress_array(
-        self,
-        samples: Samples,
-        mode: Mode,
-        depth: int = 8,
-        sections: Sequence[Section] = (),
-        progress: Callable[[int], None] | None = None,
+    def _compress_lossless(
+        self, samples: Samples, mode: Mode, depth: int, sections: Sequence[Section], progress: Progress | None
     ) -> bytes:
-        """A lossless file of samples [H, W, C], uint8 for 8 bits and uint16 for a depth of 9 to 16.
-
-        Raises ValueError if samples, mode and depth do not fit each other, LimitError for too large a picture.
-        """
-        fits = samples.ndim == 3 and samples.shape[2] == CHANNELS[mode] and samples.dtype == sample_type(depth)
-        if not fits or samples.max(initial=0) >= 2**depth:
-            raise ValueError(f"samples {samples.shape} {samples.dtype} do not fit mode {mode.name} of {depth} bits")
         height, width, _ = samples.shape
         header = Header(Kind.LOSSLESS, mode, width, height, depth, 0, 0, TILE, self.lossless.identity)
         Limits().check(header)
+        if samples.max() >= 2**depth:
+            raise ImageError(f"the picture has samples of more than {depth} bits")
         coder, coded = TileCoder(self.lossless if depth == 8 else None, depth), []
         with exact_arithmetic(self.device):
             for box in tiles(height, width, TILE):
                 coded.append(coder.push(samples[box.top : box.bottom, box.left : box.right]))
                 if progress:
-                    progress((box.bottom - box.top) * (box.right - box.left))
+                    progress(box.rows * box.columns)
         return pack(header, coded, sections)
 
+    def compress_batch(
+        self, pictures: Iterable[Picture], quality: float = 75.0, *, lossless: bool = False, depth: int = 16
+    ) -> list[bytes]:
+        """A file for each picture, byte for byte that of ``compress``.
+
+        pictures: a tensor [N, C, H, W], an array [N, H, W, C], or pictures of any kinds and sizes.
+        """
+        return [self.compress(picture, quality, lossless=lossless, depth=depth) for picture in pictures]
+
     def decompress(
-        self, data: bytes, limits: Limits | None = None, progress: Callable[[int], None] | None = None
+        self,
+        data: Source,
+        limits: Limits | None = None,
+        progress: Progress | None = None,
+        *,
+        region: Region | None = None,
     ) -> Image.Image:
         """The picture in a ``.vae`` file, in the mode and with the metadata it had.
 
-        Raises CorruptError, TruncatedError, VersionError or LimitError (see ``bitstream``), WeightsError if the file
-        was made with other weights, and ImageError for 16-bit colour, which Pillow has no mode for.
+        data: the file's bytes, its path, or a binary file object. limits: what to accept, of the whole picture; by
+        default ``Limits()``. region: (x, y, width, height) in pixels, the part that is wanted: equal to that part of
+        the whole, but only the tiles that it needs are decoded. Raises CorruptError, TruncatedError, VersionError or
+        LimitError, WeightsError if the file was made with other weights, ImageError for 16-bit colour, which Pillow
+        has no mode for, ValueError for a region that is not inside the picture.
         """
-        container = unpack(data, limits or Limits())
-        header = container.header
-        if header.kind == Kind.LOSSLESS:
-            return picture_of_samples(self._decode_lossless(container, progress), header.mode, container.sections)
-        if header.kind != Kind.LOSSY:
-            raise VersionError(f"kind {header.kind.name} is not supported by this version")
-        pixels = self._decode_lossy(container, progress)
-        return picture_of(pixels, header.mode, container.sections)
+        container = unpack(bytes_of(data), limits or Limits())
+        refuse_deep_colour(container.header.mode)
+        samples = self._decode(container, region, progress)
+        return picture_of_samples(samples, container.header.mode, container.sections)
 
-    def decompress_array(
-        self, data: bytes, limits: Limits | None = None, progress: Callable[[int], None] | None = None
+    def decode_array(
+        self,
+        data: Source,
+        limits: Limits | None = None,
+        progress: Progress | None = None,
+        *,
+        region: Region | None = None,
     ) -> Samples:
-        """The samples of a lossless file [H, W, C], uint8 or uint16. Raises what ``decompress`` raises."""
-        container = unpack(data, limits or Limits())
-        if container.header.kind != Kind.LOSSLESS:
-            raise VersionError("not a lossless file")
-        return self._decode_lossless(container, progress)
+        """The samples of a file [H, W, C], uint8, or uint16 if it holds more than 8 bits a sample.
 
-    def account(self, data: bytes) -> dict[str, float]:
+        Arguments and errors are those of ``decompress``, but 16-bit colour is no error.
+        """
+        return self._decode(unpack(bytes_of(data), limits or Limits()), region, progress)
+
+    def decode_tensor(
+        self,
+        data: Source,
+        device: torch.device | str | None = None,
+        limits: Limits | None = None,
+        progress: Progress | None = None,
+        *,
+        region: Region | None = None,
+    ) -> Tensor:
+        """The same as a tensor [C, H, W] on a device, by default the codec's."""
+        samples = torch.from_numpy(self.decode_array(data, limits, progress, region=region))
+        return samples.permute(2, 0, 1).contiguous().to(device or self.device)
+
+    def account(self, data: Source) -> dict[str, float]:
         """Where the bits of a lossless file went: by part, in bits; what the posterior gives back is negative."""
-        container, bits = unpack(data), dict[str, float]()
+        view, bits = bytes_of(data), dict[str, float]()
+        container = unpack(view)
         if container.header.kind != Kind.LOSSLESS:
             raise VersionError("not a lossless file")
 
         def record(name: str, count: float) -> None:
             bits[name] = bits.get(name, 0.0) + count
 
-        self._decode_lossless(container, None, record)
+        self._decode_lossless(container, box_of(None, container.header.width, container.header.height), None, record)
         other = 8 * sum(len(tile.words) for tile in container.tiles if tile.method in (PLAIN, RAW))
         if other:
             bits["tiles without networks"] = other
         bits["metadata"] = 8 * sum(len(section.payload) for section in container.sections)
-        bits["overhead"] = 8 * len(data) - sum(bits.values())
+        bits["overhead"] = 8 * len(view) - sum(bits.values())
         return bits
 
+    def _decode(self, container: Container, region: Region | None, progress: Progress | None) -> Samples:
+        """The samples of a region [h, w, C] in the file's mode."""
+        header = container.header
+        wanted = box_of(region, header.width, header.height)
+        if header.kind == Kind.LOSSLESS:
+            return self._decode_lossless(container, wanted, progress)
+        if header.kind != Kind.LOSSY:
+            raise VersionError(f"kind {header.kind.name} is not supported by this version")
+        return samples_of_pixels(self._decode_lossy(container, wanted, progress), header.mode)
+
     def _decode_lossless(
-        self, container: Container, progress: Callable[[int], None] | None, record: Record | None = None
+        self, container: Container, wanted: Box, progress: Progress | None, record: Record | None = None
     ) -> Samples:
         header = container.header
         if header.colour != 0:
             raise VersionError(f"colour transform {header.colour} is not supported by this version")
         if header.tile > TILE_MAX:
             raise CorruptError(f"tile size {header.tile} is larger than {TILE_MAX}")
-        network = header.depth == 8 and any(tile.method in (BITS_BACK, ROUNDED) for tile in container.tiles)
+        grid = zip(tiles(header.height, header.width, header.tile), container.tiles, strict=True)
+        needed = [(box, tile) for box, tile in grid if box & wanted]
+        network = header.depth == 8 and any(tile.method in (BITS_BACK, ROUNDED) for _, tile in needed)
         if network and header.model != self.lossless.identity:
             raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossless.identity.hex()}")
-        coder = TileCoder(self.lossless if network else None, header.depth)
-        shape = (header.height, header.width, CHANNELS[header.mode])
-        samples: Samples = np.empty(shape, sample_type(header.depth))
+        coder, channels = TileCoder(self.lossless if network else None, header.depth), CHANNELS[header.mode]
+        samples: Samples = np.empty((wanted.rows, wanted.columns, channels), sample_type(header.depth))
         with exact_arithmetic(self.device):
-            for box, tile in zip(tiles(*shape[:2], header.tile), container.tiles, strict=True):
-                inside = samples[box.top : box.bottom, box.left : box.right]
-                inside[:] = coder.pop(tile, (box.bottom - box.top, box.right - box.left, shape[2]), record)
+            for box, tile in needed:
+                part = box & wanted
+                popped = coder.pop(tile, (box.rows, box.columns, channels), record)
+                samples[part.within(wanted)] = popped[part.within(box)]
                 if progress:
-                    progress((box.bottom - box.top) * (box.right - box.left))
+                    progress(part.rows * part.columns)
         return samples
 
-    def _decode_lossy(self, container: Container, progress: Callable[[int], None] | None) -> Pixels:
+    def _decode_lossy(self, container: Container, wanted: Box, progress: Progress | None) -> Pixels:
         header = container.header
         if header.colour != 0 or header.mode.name not in ("L", "RGB"):
             raise VersionError(f"mode {header.mode.name} of lossy files is not supported by this version")
@@ -267,33 +371,38 @@ class Codec:
             raise CorruptError(f"tile size {header.tile} is larger than {TILE_MAX}")
         if header.model != self.lossy.identity:
             raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossy.identity.hex()}")
-        rows, columns = -(-header.height // PATCH), -(-header.width // PATCH)
-        boxes = tiles(rows, columns, header.tile // PATCH)
-        latents = np.empty((self.lossy.model.config.latent, rows, columns), np.int32)
-        pixels = np.empty((rows * PATCH, columns * PATCH, 3), np.uint8)
+        grid = Box(0, 0, -(-header.height // PATCH), -(-header.width // PATCH))
+        inner = Box(wanted.top // PATCH, wanted.left // PATCH, -(-wanted.bottom // PATCH), -(-wanted.right // PATCH))
+        outer = inner.grown(self.lossy.margin) & grid
+        boxes = tiles(grid.rows, grid.columns, header.tile // PATCH)
+        latents = np.empty((self.lossy.model.config.latent, outer.rows, outer.columns), np.int32)
+        pixels = np.empty((inner.rows * PATCH, inner.columns * PATCH, 3), np.uint8)
         with exact_arithmetic(self.device):
             q = torch.tensor([header.quality], device=self.device)
             for box, tile in zip(boxes, container.tiles, strict=True):
-                latents[:, box.top : box.bottom, box.left : box.right] = self._pop_tile(tile, box, q)
+                if part := box & outer:
+                    popped = self._pop_tile(tile, box, q)
+                    latents[:, *part.within(outer)] = popped[:, *part.within(box)]
             for box in boxes:
-                self._synthesise(latents, box, q, pixels)
-                if progress:
-                    progress((box.bottom - box.top) * (box.right - box.left) * PATCH**2)
-        return pixels[: header.height, : header.width]
+                if part := box & inner:
+                    area = part.times(PATCH).within(inner.times(PATCH))
+                    pixels[area] = self._synthesise(latents, outer, part, q)
+                    if progress:
+                        progress(part.rows * part.columns * PATCH**2)
+        return pixels[wanted.within(inner.times(PATCH))]
 
     def _analyse(self, pixels: Pixels, box: Box, q: Tensor) -> Tensor:
         """y of one tile in steps of the quantiser: float [1, M, h, w]."""
-        rows, columns = -(-pixels.shape[0] // PATCH), -(-pixels.shape[1] // PATCH)
-        outer = box.grown(self.lossy.margin, rows, columns)
-        part = pixels[outer.top * PATCH : outer.bottom * PATCH, outer.left * PATCH : outer.right * PATCH]
+        grid = Box(0, 0, -(-pixels.shape[0] // PATCH), -(-pixels.shape[1] // PATCH))
+        outer = box.grown(self.lossy.margin) & grid
+        part = pixels[outer.times(PATCH).within(grid)]
         x = torch.from_numpy(np.array(part)).to(self.device).permute(2, 0, 1)[None].float()
-        missing = ((outer.right - outer.left) * PATCH - x.shape[3], (outer.bottom - outer.top) * PATCH - x.shape[2])
+        missing = (outer.columns * PATCH - x.shape[3], outer.rows * PATCH - x.shape[2])
         x = F.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
         model = self.lossy.model
         x = x.to(model.log_ratio.dtype).contiguous(memory_format=torch.channels_last)
         y = self.lossy.quantiser_units(model.g_a(x, q), q)
-        top, left = box.top - outer.top, box.left - outer.left
-        return y[:, :, top : top + box.bottom - box.top, left : left + box.right - box.left]
+        return y[:, :, *box.within(outer)]
 
     def _push_tile(self, y: Tensor, q: Tensor) -> Tile:
         """Quantise and code one tile. What the decoder needs first is pushed last."""
@@ -308,9 +417,10 @@ class Codec:
         for step, context in enumerate(model.context):
             quarters = step_quarters(rows, columns, step, y.device)
             mean, index = context(features, y_hat, q)
-            symbols = torch.round(pick(y, quarters) - mean).clamp(-SYMBOL_MAX, SYMBOL_MAX)
-            y_hat = place(y_hat, quarters, symbols + mean)
-            parts.append((flat(symbols), flat(index)))
+            residual, ids = pick(y, quarters) - mean, flat(index)
+            chosen = self._quantise(residual.clamp(-SYMBOL_MAX, SYMBOL_MAX), ids)
+            y_hat = place(y_hat, quarters, torch.from_numpy(chosen).to(y).view(mean.shape) + mean)
+            parts.append((chosen, ids))
         crc, stack = 0, AnsStack()
         for values, _ in parts:
             crc = checksum(values, crc)
@@ -318,14 +428,27 @@ class Codec:
             stack.push(values, self.lossy.tables, ids)
         return Tile(NETWORK, crc, stack.to_bytes())
 
+    def _quantise(self, residual: Tensor, ids: Symbols) -> Symbols:
+        """Integers [N] for what is left of latents, in steps [1, M / 4, h, w]: rounded, or one nearer to 0 where that
+        saves more bits than its squared error is worth."""
+        values = residual.flatten().double().cpu().numpy()
+        symbols = np.rint(values)
+        some = np.flatnonzero(symbols)
+        value, near, tables = values[some], symbols[some], self.lossy.tables
+        lower = near - np.sign(near)
+        worse = (value - lower) ** 2 - (value - near) ** 2
+        saved = tables.bits(ids[some], near.astype(int)) - tables.bits(ids[some], lower.astype(int))
+        symbols[some] = np.where(worse < RATE_WEIGHT * saved, lower, near)
+        integers: Symbols = symbols.astype(np.int32)
+        return integers
+
     def _pop_tile(self, tile: Tile, box: Box, q: Tensor) -> NDArray[np.int32]:
         """The latents of one tile: int32 [M, h, w] in steps of 1/16. Raises CorruptError."""
         if tile.method != NETWORK:
             raise VersionError(f"unknown tile method {tile.method}")
         model, stack = self.lossy.model, AnsStack(tile.words)
         c, device, dtype = model.config, self.device, model.log_ratio.dtype
-        rows, columns = box.bottom - box.top, box.right - box.left
-        crc = 0
+        rows, columns, crc = box.rows, box.columns, 0
 
         def pop(tables: Symbols) -> Tensor:
             nonlocal crc
@@ -356,17 +479,49 @@ class Codec:
         features: Tensor = self.lossy.model.h_s(z_hat, q)
         return features[:, :, :rows, :columns]
 
-    def _synthesise(self, latents: NDArray[np.int32], box: Box, q: Tensor, pixels: Pixels) -> None:
-        """Write one tile's pixels into uint8 [H, W, 3]."""
-        outer = box.grown(self.lossy.margin, *latents.shape[1:])
-        part = latents[:, outer.top : outer.bottom, outer.left : outer.right]
+    def _synthesise(self, latents: Symbols, held: Box, box: Box, q: Tensor) -> Pixels:
+        """The pixels of a box, uint8 [H, W, 3], from the latents [M, h, w] of ``held``: the box and, as far as the
+        picture reaches, the margin around it."""
+        outer = box.grown(self.lossy.margin) & held
+        part = latents[:, *outer.within(held)]
         y_hat = torch.from_numpy(np.array(part)).to(self.device)[None].long()
         stream = self.lossy.stream(y_hat, q).contiguous(memory_format=torch.channels_last)
         x_hat = torch.floor(self.lossy.model.g_s(stream, q) + 0.5).clamp(0, 255).to(torch.uint8)
-        top, left = (box.top - outer.top) * PATCH, (box.left - outer.left) * PATCH
-        height, width = (box.bottom - box.top) * PATCH, (box.right - box.left) * PATCH
-        inner = x_hat[0, :, top : top + height, left : left + width].permute(1, 2, 0).cpu().numpy()
-        pixels[box.top * PATCH : box.bottom * PATCH, box.left * PATCH : box.right * PATCH] = inner
+        inner = x_hat[0, :, *box.times(PATCH).within(outer.times(PATCH))]
+        pixels: Pixels = inner.permute(1, 2, 0).cpu().numpy()
+        return pixels
+
+
+_shared: dict[torch.device, Codec] = {}
+
+
+def shared(device: str = "auto") -> Codec:
+    """The codec with the packaged weights that all callers share, one for each device."""
+    codec = Codec(device)  # costs nothing: the weights are loaded by the one that is kept
+    return _shared.setdefault(codec.device, codec)
+
+
+def compress(picture: Picture, *, quality: float = 75.0, lossless: bool = False, device: str = "auto") -> bytes:
+    """The bytes of a ``.vae`` file; see ``Codec.compress``."""
+    return shared(device).compress(picture, quality, lossless=lossless)
+
+
+def decompress(
+    data: Source, *, region: Region | None = None, limits: Limits | None = None, device: str = "auto"
+) -> Image.Image:
+    """The picture in a ``.vae`` file; see ``Codec.decompress``."""
+    return shared(device).decompress(data, limits, region=region)
+
+
+def array_of(picture: Tensor) -> NDArray[Any]:
+    """An array [H, W, C] from a tensor [C, H, W]. Raises ImageError for other shapes and types."""
+    if picture.ndim != 3 or picture.dtype not in (torch.uint8, torch.uint16):
+        raise ImageError(
+            f"a tensor of {picture.dtype} {list(picture.shape)} is no picture: uint8 or uint16 [C, H, W]; "
+            "compress_batch takes [N, C, H, W]"
+        )
+    array: NDArray[Any] = picture.permute(1, 2, 0).cpu().numpy()
+    return array
 
 
 def flat(x: Tensor) -> Symbols:

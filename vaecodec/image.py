@@ -43,16 +43,18 @@ def refuse_deep(picture: Image.Image) -> None:
 
 def refuse_frames(picture: Image.Image) -> None:
     frames = getattr(picture, "n_frames", 1)
-    if frames > 1:
+    if frames > 1 and picture.format != "MPO":  # a JPEG file whose other pictures are previews, depths or gains
         raise ImageError(f"{frames} frames: only single pictures are supported")
 
 
-def samples_of(picture: Image.Image) -> tuple[Samples, Mode, int]:
+def samples_of(picture: Image.Image | NDArray[Any]) -> tuple[Samples, Mode, int]:
     """Samples [H, W, C], uint8 or uint16, mode and bits a sample of a picture to be kept without loss.
 
-    Black and white becomes grey, a palette the colours it stands for, with alpha if it has any. Raises ImageError for
-    pictures whose values this would change.
+    picture: Pillow's, or an array as ``array_samples`` takes it. Black and white becomes grey, a palette the colours
+    it stands for, with alpha if it has any. Raises ImageError for pictures whose values this would change.
     """
+    if isinstance(picture, np.ndarray):
+        return array_samples(picture)
     refuse_deep(picture)
     refuse_frames(picture)
     mode = picture.mode
@@ -75,16 +77,40 @@ def samples_of(picture: Image.Image) -> tuple[Samples, Mode, int]:
     return samples.reshape(*samples.shape[:2], -1), Mode[kept], 8
 
 
+def array_samples(array: NDArray[Any]) -> tuple[Samples, Mode, int]:
+    """The same of an array [H, W] or [H, W, C], uint8 of 1 to 4 channels or uint16 of 1, 3 or 4."""
+    channels = array.shape[2] if array.ndim == 3 else 1
+    names = {np.dtype(np.uint8): ["L", "LA", "RGB", "RGBA"], np.dtype(np.uint16): ["I;16", "", "RGB;16", "RGBA;16"]}
+    modes = names.get(array.dtype, [])
+    if array.ndim not in (2, 3) or not 1 <= channels <= len(modes) or not modes[channels - 1]:
+        raise ImageError(
+            f"an array of {array.dtype} {list(array.shape)} is not supported: "
+            "[H, W, C] has uint8 with 1 to 4 channels, or uint16 with 1, 3 or 4"
+        )
+    samples = np.ascontiguousarray(array).reshape(*array.shape[:2], channels)
+    return samples, Mode[modes[channels - 1]], 8 * array.dtype.itemsize
+
+
 def picture_of_samples(samples: Samples, mode: Mode, sections: tuple[Section, ...]) -> Image.Image:
-    """The Pillow picture of samples [H, W, C]. Raises ImageError for 16-bit colour, which Pillow has no mode for."""
-    if mode.name in ("RGB;16", "RGBA;16"):
-        raise ImageError(f"Pillow has no mode for {mode.name}: use decompress_array")
+    """The Pillow picture of samples [H, W, C]. Raises ImageError for 16-bit colour."""
+    refuse_deep_colour(mode)
     picture = Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
     return with_metadata(picture, sections)
 
 
-def pixels_of(picture: Image.Image) -> tuple[Pixels, Mode]:
-    """uint8 [H, W, 3] of an 8-bit grey or colour picture, and its mode. Raises ImageError for any other."""
+def refuse_deep_colour(mode: Mode) -> None:
+    """Raises ImageError for modes of files that Pillow has none for."""
+    if mode.name in ("RGB;16", "RGBA;16"):
+        raise ImageError(f"Pillow has no mode for {mode.name}: use Codec.decode_array")
+
+
+def pixels_of(picture: Image.Image | NDArray[Any]) -> tuple[Pixels, Mode]:
+    """uint8 [H, W, 3] of an 8-bit grey or colour picture or array, and its mode. Raises ImageError for any other."""
+    if isinstance(picture, np.ndarray):
+        samples, kept, _ = array_samples(picture)
+        if kept not in (Mode["L"], Mode["RGB"]):
+            raise ImageError(f"lossy files hold 8-bit grey and colour: mode {kept.name} is not supported yet")
+        return np.broadcast_to(samples, (*samples.shape[:2], 3)).astype(np.uint8, copy=False), kept
     refuse_deep(picture)
     refuse_frames(picture)
     mode = picture.mode
@@ -96,13 +122,17 @@ def pixels_of(picture: Image.Image) -> tuple[Pixels, Mode]:
     return np.asarray(picture.convert("L").convert("RGB") if kept == Mode["L"] else picture.convert("RGB")), kept
 
 
+def samples_of_pixels(pixels: Pixels, mode: Mode) -> Pixels:
+    """Samples [H, W, C] in the mode of a lossy file from the three channels that its networks gave."""
+    if mode != Mode["L"]:
+        return pixels
+    grey: Pixels = ((pixels.astype(np.uint16).sum(2, keepdims=True) + 1) // 3).astype(np.uint8)
+    return grey
+
+
 def picture_of(pixels: Pixels, mode: Mode, sections: tuple[Section, ...]) -> Image.Image:
     """The Pillow picture of uint8 [H, W, 3], in the mode it had, with its metadata."""
-    if mode == Mode["L"]:
-        picture = Image.fromarray(((pixels.astype(np.uint16).sum(2) + 1) // 3).astype(np.uint8), "L")
-    else:
-        picture = Image.fromarray(pixels, "RGB")
-    return with_metadata(picture, sections)
+    return picture_of_samples(samples_of_pixels(pixels, mode), mode, sections)
 
 
 def with_metadata(picture: Image.Image, sections: tuple[Section, ...]) -> Image.Image:
@@ -116,9 +146,11 @@ XMP_TIFF_TAG = 700
 INFO_KEYS = {EXIF: "exif", ICC: "icc_profile", XMP: "xmp"}
 
 
-def metadata_of(picture: Image.Image) -> list[Section]:
+def metadata_of(picture: Image.Image | NDArray[Any]) -> list[Section]:
     """EXIF, ICC profile and XMP, as they stand in the file. Raises ImageError for more than a reader accepts."""
-    sections = []
+    sections = list[Section]()
+    if isinstance(picture, np.ndarray):
+        return sections
     for tag, key in INFO_KEYS.items():
         payload: Any = picture.info.get(key)
         if isinstance(payload, str):
@@ -131,6 +163,14 @@ def metadata_of(picture: Image.Image) -> list[Section]:
     return sections
 
 
+LITTLE_LOSS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+    "WEBP": {"lossless": True},
+}
+"""Pillow's defaults would lose about as much as a .vae file of quality 75 did."""
+
+
 def encode_picture(picture: Image.Image, format: str) -> tuple[bytes, list[str]]:
     """The bytes of a file in one of Pillow's formats, and the names of the metadata that this format could not take.
 
@@ -138,7 +178,7 @@ def encode_picture(picture: Image.Image, format: str) -> tuple[bytes, list[str]]
     """
     stream = io.BytesIO()
     kept = {key: picture.info[key] for key in INFO_KEYS.values() if key in picture.info}
-    options: dict[str, Any] = dict(kept)
+    options: dict[str, Any] = kept | LITTLE_LOSS.get(format, {})
     # Pillow reads XMP from these two under one name and writes it under others.
     if format == "PNG" and "xmp" in kept:
         options["pnginfo"] = PngInfo()

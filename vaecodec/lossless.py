@@ -1,10 +1,10 @@
 """The lossless variational autoencoder: p(x) over the integers 0..255, every network exact (see ``exact.py``).
 
-A picture is split into its quarter-resolution image and two interlaced levels above it:
+A picture is split into its eighth-resolution image and three interlaced levels above it:
 
-    x4   every fourth pixel of every fourth row; coded by bits-back with a hierarchy of Gaussian latents,
-         z_3 -> z_2 -> z_1 -> x4, at 1/8, 1/4 and 1/2 of x4's resolution
-    x2   from x4 by one ``Level``, x from x2 by another
+    x8          every eighth pixel of every eighth row; coded by bits-back with a hierarchy of Gaussian latents,
+                z_3 -> z_2 -> z_1 -> x8, at 1/8, 1/4 and 1/2 of x8's resolution
+    x4, x2, x   each from the one before it by a ``Level``
 
 A level knows A, the pixels at even rows and columns, and codes D (odd, odd), then B (even row), then C (odd row):
 
@@ -15,7 +15,8 @@ A level knows A, the pixels at even rows and columns, and codes D (odd, odd), th
 What is coded is always an integer under a table that stands for a symmetric density: a mean in steps of 1/8, a scale
 and a shape, which the networks give for each sample. The ELBO of the whole is
 
-    log p(x) >= log p(x | x2) + log p(x2 | x4) + E_q(z | x4)[log p(x4 | z) + log p(z) - log q(z | x4)].
+    log p(x) >= log p(x | x2) + log p(x2 | x4) + log p(x4 | x8)
+                + E_q(z | x8)[log p(x8 | z) + log p(z) - log q(z | x8)].
 
 Interlacing after Kang et al. 2022 (LLICTI), the hierarchy of latents after Townsend et al. 2019 (arXiv:1912.09953).
 """
@@ -74,7 +75,7 @@ LATENT_MAX = 511
 class Config:
     """Widths of the networks."""
 
-    levels: int = 2  # interlaced levels above the image that the latents code
+    levels: int = 3  # interlaced levels above the image that the latents code
     width: int = 64  # channels of a level
     features: int = 32  # channels that a level hands to the next finer one
     blocks: int = 1  # layers before the first phase, at the finest level; each coarser level has two more
@@ -419,7 +420,7 @@ class Above(NamedTuple):
 
 
 class Vae(nn.Module):
-    """The quarter-resolution image x4 with its latents; the last group is the coarsest."""
+    """The coarsest image with its latents; the last group is the coarsest."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()

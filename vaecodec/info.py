@@ -1,0 +1,74 @@
+"""What a ``.vae`` file holds, without decoding it. Neither torch nor Pillow nor weights are needed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import IO
+
+from bitstream import Kind, Limits, unpack
+
+Source = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes]
+"""A file's bytes, its path, or a binary file object, which is read to its end."""
+
+UNLIMITED = Limits(max_pixels=2**64, max_side=2**32)
+"""For what allocates nothing, or is limited by others."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """The header of a file and the sizes of what it carries.
+
+    kind: "lossy" or "lossless". width, height: pixels. mode: Pillow's name, or "RGB;16" and "RGBA;16". depth: bits a
+    sample. quality: 0 to 100, None if lossless. tile: side of a tile in pixels; tiles: how many there are. model: the
+    weights that decode it, as hexadecimal digits. bytes: size of the file; bpp: in bits a pixel. metadata: bytes of
+    each section, "exif", "iccp", "xmp".
+    """
+
+    kind: str
+    width: int
+    height: int
+    mode: str
+    depth: int
+    quality: float | None
+    tile: int
+    tiles: int
+    model: str
+    bytes: int
+    bpp: float
+    metadata: dict[str, int]
+
+
+def read_info(source: Source) -> Info:
+    """What the header and the sections of a file say. No limit on the picture's size is applied.
+
+    source: bytes, a path or a binary file object. Raises CorruptError, TruncatedError, VersionError and, for huge
+    metadata, LimitError.
+    """
+    data = bytes_of(source)
+    container = unpack(data, UNLIMITED)
+    header = container.header
+    return Info(
+        kind=header.kind.name.lower(),
+        width=header.width,
+        height=header.height,
+        mode=header.mode.name,
+        depth=header.depth,
+        quality=header.quality / 100 if header.kind == Kind.LOSSY else None,
+        tile=header.tile,
+        tiles=header.tile_count,
+        model=header.model.hex(),
+        bytes=len(data),
+        bpp=round(8 * len(data) / (header.width * header.height), 4),
+        metadata={s.tag.decode().strip().lower(): len(s.payload) for s in container.sections},
+    )
+
+
+def bytes_of(source: Source) -> memoryview:
+    """The bytes of a source."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return memoryview(source)
+    if not isinstance(source, str | os.PathLike):
+        return memoryview(source.read())
+    with open(source, "rb") as file:
+        return memoryview(file.read())
