@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from bitstream import Tables, unpack
+from bitstream import unpack
 from vaecodec.codec import TILE, Codec, exact_arithmetic, tiles
 from vaecodec.lossless import MEAN_UNIT, SHAPES, Phase
 from vaecodec.lossless_codec import BITS_BACK
@@ -40,18 +40,6 @@ class Row:
     methods: list[int]
 
 
-def table_bits(tables: Tables, ids: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.float64]:
-    """-log2 of the probability of each value; an escaped one costs its Exp-Golomb code."""
-    ends = np.cumsum(tables.sizes)
-    counts = np.concatenate(tables.counts)
-    symbols, last = values - tables.lows[ids], tables.sizes[ids] - 1
-    outside = (symbols < 0) | (symbols >= last)
-    bits = 24 - np.log2(counts[ends[ids] - tables.sizes[ids] + np.where(outside, last, symbols)])
-    excess = np.where(symbols < 0, -symbols, symbols - last + 1)[outside]
-    bits[outside] += 2 + 2 * np.floor(np.log2(excess))
-    return np.asarray(bits)
-
-
 def phase_bits(weights: Lossless, phase: Phase, inside: Tensor) -> float:
     """Bits of the samples of a phase [1, 3, h, w] that lie inside the picture, under the pixel tables."""
     mask = inside.expand_as(phase.residual)
@@ -59,7 +47,7 @@ def phase_bits(weights: Lossless, phase: Phase, inside: Tensor) -> float:
     fraction = np.round(-residual / MEAN_UNIT).astype(np.int64) % 8
     ids = (scale.round().astype(np.int64) * SHAPES + shape.round().astype(np.int64)) * 8 + fraction
     values = np.round(residual + fraction * MEAN_UNIT).astype(np.int64)
-    return float(table_bits(weights.pixel_tables, ids, values).sum())
+    return float(weights.pixel_tables.bits(ids, values).sum())
 
 
 def negative_elbo(weights: Lossless, pixels: NDArray[np.uint8]) -> dict[str, float]:

@@ -154,7 +154,7 @@ def cold_rows(name: str, picture: Image.Image, quality: float, runs: int) -> lis
     with TemporaryDirectory() as folder:
         source, packed, decoded = (str(Path(folder, name)) for name in ("in.png", "packed.vae", "out.png"))
         picture.save(source)
-        common = ("--device", "cpu", "--threads", str(THREADS), "--quiet")
+        common = ("--device", "cpu", "--threads", str(THREADS), "--quiet", "--overwrite")
         rows = []
         for arguments in (
             ("compress", source, "-o", packed, "--quality", str(quality), *common),

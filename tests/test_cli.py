@@ -105,9 +105,9 @@ def test_pipes_in_this_process(packed: Path) -> None:
 
 def test_summaries_go_to_standard_error_unless_quiet(folder: Path) -> None:
     for arguments, words in (
-        (("compress", folder / "in.png", folder / "in.vae"), ("bytes", "bpp", "dB")),
-        (("compress", folder / "in.png", folder / "in.vae", "--no-verify"), ("bytes", "bpp")),
-        (("decompress", folder / "in.vae", folder / "out.png"), ("40 x 30",)),
+        (("compress", folder / "in.png", "--overwrite"), ("in.vae: ", "bytes", "bpp", "dB", "MP/s")),
+        (("compress", folder / "in.png", "--overwrite", "--no-verify"), ("bytes", "bpp")),
+        (("decompress", folder / "in.vae", "-o", folder / "out.png", "--overwrite"), ("out.png: 40 x 30",)),
         (("verify", folder / "in.vae"), ("good",)),
     ):
         loud, quiet = cli(*arguments, *TINY_CPU), cli(*arguments, "--quiet", *TINY_CPU)
@@ -116,12 +116,27 @@ def test_summaries_go_to_standard_error_unless_quiet(folder: Path) -> None:
         assert quiet.stdout == quiet.stderr == ""
 
 
-def test_a_name_that_was_not_given_replaces_no_file(folder: Path, packed: Path) -> None:
-    (folder / "in.vae").write_bytes(packed.read_bytes())
+def test_only_overwrite_replaces_a_file(folder: Path, packed: Path, tiny: Codec) -> None:
+    (folder / "in.vae").write_bytes(b"as it was")
     before = {name: (folder / name).read_bytes() for name in names(folder)}
-    check_failure(cli("decompress", folder / "in.vae", *TINY_CPU), 1, "in.png exists")
+    check_failure(cli("decompress", packed, "-o", folder / "in.png", *TINY_CPU), 1, "in.png exists", "--overwrite")
     check_failure(cli("compress", folder / "in.png", *TINY_CPU), 1, "in.vae exists")
-    assert all((folder / name).read_bytes() == data for name, data in before.items())
+    check_failure(cli("compress", folder / "in.png", folder / "in.vae", *TINY_CPU), 1, "in.vae exists")
+    skipped = cli("compress", folder / "in.png", "--skip-existing", *TINY_CPU)
+    assert skipped.exit_code == 0 and skipped.stderr == "0 files, 1 skipped\n"
+    assert {name: (folder / name).read_bytes() for name in names(folder)} == before
+    assert cli("compress", folder / "in.png", "--overwrite", *TINY_CPU).exit_code == 0
+    assert (folder / "in.vae").read_bytes() == tiny.compress(picture(40, 30))
+
+
+def test_an_input_is_never_replaced(folder: Path, packed: Path) -> None:
+    before = {name: (folder / name).read_bytes() for name in names(folder)}
+    for source in (folder / "in.png", packed):
+        command = "compress" if source.suffix == ".png" else "decompress"
+        check_failure(cli(command, source, "-o", source, "--overwrite", *TINY_CPU), 1, "would replace it")
+    result = cli("decompress", packed, folder / "in.png", "--overwrite", *TINY_CPU)  # what * may stand for
+    assert result.exit_code == 2 and "-o" in result.stderr
+    assert {name: (folder / name).read_bytes() for name in names(folder)} == before
 
 
 def test_info(packed: Path, tiny: Codec) -> None:
@@ -162,7 +177,7 @@ def test_files_get_ordinary_permissions(folder: Path) -> None:
 def test_version_and_help() -> None:
     assert __version__ in cli("--version").stdout
     assert cli("-h").exit_code == 0
-    for command in ("compress", "decompress", "info", "verify", "train", "export"):
+    for command in ("compress", "decompress", "info", "verify", "compare", "train", "export"):
         assert command in cli("--help").stdout and cli(command, "--help").exit_code == 0
 
 
@@ -191,12 +206,30 @@ print(sorted({"torch", "PIL", "safetensors", "tqdm", "vaecodec.codec"} & sys.mod
         ["--threads", "0"],
         ["--device", "abacus"],
         ["--no-such-option"],
-        ["third.vae", "fourth.vae"],
-        ["third.vae", "-o", "fourth.vae"],
+        ["out"],
+        ["other.png", "-o", "out.vae"],
+        ["other.png", "--overwrite", "--skip-existing"],
+        ["-", "other.png"],
+        ["--recursive"],
+        ["--jobs", "0"],
+        ["--shard", "0/2"],
+        ["--shard", "3/2"],
+        ["--metadata", "exif,thumbnail"],
+        ["--target-size", "0k"],
+        ["--target-size", "10G"],
+        ["--target-bpp", "0"],
+        ["--target-psnr", "nan"],
+        ["--target-psnr", "inf"],
+        ["--target-bpp", "1", "--target-size", "1k"],
+        ["--target-bpp", "1", "-q", "75"],
+        ["--lossless", "-q", "75"],
+        ["--lossless", "--target-psnr", "40"],
+        ["-o", "-", "--overwrite"],
+        ["-o", "-", "--preserve-times"],
     ],
     ids=" ".join,
 )
-def test_wrong_usage(folder: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_usage_of_compress(folder: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     result = cli("compress", "in.png", "--weights", TINY, *arguments)
     assert result.exit_code == 2 and result.stdout == "" and "Usage:" in result.stderr
@@ -207,6 +240,40 @@ def test_wrong_usage(folder: Path, arguments: list[str], monkeypatch: pytest.Mon
 def test_a_device_that_is_not_there(folder: Path) -> None:
     result = cli("compress", folder / "in.png", "--weights", TINY, "--device", "cuda")
     assert result.exit_code == 2 and "cuda" in result.stderr and names(folder) == ["in.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--region", "1,2,3"],
+        ["--region", "0,0,0,5"],
+        ["--region", "-1,0,5,5"],
+        ["--downsample", "3"],
+        ["--format", "jpg", "-o", "out.png"],
+        ["in.xyz"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_of_decompress(packed: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(packed.parent)
+    before = names(packed.parent)
+    result = cli("decompress", "file.vae", *arguments, *TINY_CPU)
+    assert result.exit_code == 2 and result.stdout == "" and "Usage:" in result.stderr
+    assert names(packed.parent) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", "file.vae", "--weights", TINY),
+        ("info", "file.vae", "--device", "cpu"),
+        ("compare", "in.png", "in.png", *CPU),
+    ],
+)
+def test_options_without_an_effect(packed: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(packed.parent)
+    result = cli(*arguments)
+    assert result.exit_code == 2 and "has no effect" in result.stderr
 
 
 def test_no_arguments() -> None:
@@ -222,8 +289,10 @@ def test_what_is_no_picture(folder: Path) -> None:
     (folder / "cut.png").write_bytes((folder / "in.png").read_bytes()[:200])
     check_failure(cli("compress", folder / "cut.png", *TINY_CPU), 1)
     check_failure(cli("compress", "-", *TINY_CPU, data=b""), 1, "not a picture")
-    check_failure(cli("compress", folder / "missing.png", *TINY_CPU), 1, "missing.png", "No such file")
-    check_failure(cli("compress", folder, *TINY_CPU), 1)
+    check_failure(cli("compress", folder / "missing.png", *TINY_CPU), 1, "missing.png: no such file")
+    (folder / "empty").mkdir()
+    check_failure(cli("compress", folder / "empty", *TINY_CPU), 1, "empty: nothing to work on")
+    (folder / "empty").rmdir()
     assert names(folder) == ["cut.png", "in.png", "text.png"]
 
 
@@ -244,16 +313,16 @@ def test_modes_that_are_refused(tmp_path: Path, mode: str) -> None:
 
 def test_an_unwritable_target(folder: Path, packed: Path) -> None:
     before = names(folder)
-    (folder / "folder").mkdir()
-    for target in (folder / "missing" / "x", folder / "folder"):
-        check_failure(cli("compress", folder / "in.png", target, *TINY_CPU), 1, f"{target}:")
-    check_failure(cli("decompress", packed, folder / "missing" / "x.png", *TINY_CPU), 1, "x.png:")
-    assert names(folder) == sorted([*before, "folder"]) and names(folder / "folder") == []
+    for target in (folder / "missing" / "x", folder / ("x" * 300)):
+        check_failure(cli("compress", folder / "in.png", "-o", target, *TINY_CPU), 1, "in.png:", f"{target}:")
+    check_failure(cli("decompress", packed, "-o", folder / "missing" / "x.png", *TINY_CPU), 1, "file.vae:", "x.png:")
+    assert names(folder) == before
 
 
 def test_a_suffix_without_a_format(packed: Path) -> None:
     before = names(packed.parent)
-    check_failure(cli("decompress", packed, packed.with_suffix(".xyz"), *TINY_CPU), 1, ".xyz")
+    check_failure(cli("decompress", packed, "-o", packed.with_suffix(".xyz"), *TINY_CPU), 1, ".xyz")
+    check_failure(cli("decompress", packed, "--format", "xyz", *TINY_CPU), 1, ".xyz")
     assert names(packed.parent) == before
 
 
@@ -282,11 +351,12 @@ def test_verification_reads_what_was_written(folder: Path, monkeypatch: pytest.M
     target.write_bytes(b"as it was")
     pack = vaecodec.codec.pack
     monkeypatch.setattr(vaecodec.codec, "pack", lambda *parts: pack(*parts)[:-4] + b"\1\2\3\4")
-    check_failure(cli("compress", folder / "in.png", target, *TINY_CPU), 3)
+    check_failure(cli("compress", folder / "in.png", "-o", target, "--overwrite", *TINY_CPU), 3)
     assert target.read_bytes() == b"as it was" and names(folder) == ["in.png", "out.vae"]
     result = cli("compress", folder / "in.png", "-", *TINY_CPU)
     assert result.exit_code == 3 and result.stdout_bytes == b""
-    assert cli("compress", folder / "in.png", target, "--no-verify", *TINY_CPU).exit_code == 0
+    arguments = ("--no-verify", "--overwrite", *TINY_CPU)
+    assert cli("compress", folder / "in.png", "-o", target, *arguments).exit_code == 0
     assert target.read_bytes().endswith(b"\1\2\3\4") and names(folder) == ["in.png", "out.vae"]
 
 
@@ -300,7 +370,7 @@ def test_a_failure_leaves_the_target_and_no_temporary(
     target = folder / "out.vae"
     target.write_bytes(b"as it was")
     monkeypatch.setattr(Codec, "decompress", fail)
-    result = cli("compress", folder / "in.png", target, *TINY_CPU)
+    result = cli("compress", folder / "in.png", "-o", target, "--overwrite", *TINY_CPU)
     assert result.exit_code == getattr(error, "exit_code", 1) and result.stdout == ""
     assert target.read_bytes() == b"as it was" and names(folder) == ["in.png", "out.vae"]
 
@@ -309,7 +379,7 @@ def test_damaged_files_leave_the_target(packed: Path) -> None:
     target = packed.with_name("out.png")
     target.write_bytes(b"as it was")
     packed.write_bytes(packed.read_bytes()[:-3])
-    check_failure(cli("decompress", packed, target, *TINY_CPU), 3)
+    check_failure(cli("decompress", packed, "-o", target, "--overwrite", *TINY_CPU), 3)
     assert target.read_bytes() == b"as it was" and names(packed.parent) == ["file.vae", "in.png", "out.png"]
 
 

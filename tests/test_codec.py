@@ -452,3 +452,12 @@ def test_rounding_goes_at_most_one_step_towards_zero(tiny: Codec, monkeypatch: p
         with monkeypatch.context() as patch:
             patch.setattr(vaecodec.codec, "RATE_WEIGHT", 0.0)
             assert np.array_equal(tiny._quantise(residual, ids), plain)
+
+
+def test_cudnn_stays_off_until_the_last_thread_is_done() -> None:
+    before = torch.backends.cudnn.enabled
+    with vaecodec.codec._without_cudnn():
+        with vaecodec.codec._without_cudnn():
+            assert not torch.backends.cudnn.enabled
+        assert not torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.enabled == before

@@ -26,9 +26,12 @@ def test_the_commands_run(shipped: Path, tmp_path: Path) -> None:
     assert {"photo.vae", "small.vae", "copy.png"} <= {file.name for file in tmp_path.iterdir()}
 
 
-def test_the_library_example_runs(shipped: Path) -> None:
-    (code,) = blocks("Use", "python")
-    result = python(f"import os; os.chdir({str(ROOT)!r})\n{code}\nprint(picture.size)")
+def test_the_library_examples_run(shipped: Path, shipped_lossless: Path, tmp_path: Path) -> None:
+    photo = tmp_path / PHOTO.relative_to(ROOT)
+    photo.parent.mkdir(parents=True)
+    shutil.copy(PHOTO, photo)
+    code = "\n".join(blocks("Use", "python"))
+    result = python(f"import os; os.chdir({str(tmp_path)!r})\n{code}\nprint(picture.size)")
     assert result.stdout.split() == [b"(512,", b"512)"], result.stderr.decode()
 
 

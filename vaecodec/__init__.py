@@ -22,6 +22,7 @@ __all__ = [
     "VersionError",
     "WeightsError",
     "compress",
+    "compress_to",
     "decompress",
     "read_info",
     "register_vae_opener",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .image import ImageError
     from .info import Info, read_info
     from .pillow import register_vae_opener
+    from .targets import compress_to
     from .weights import WeightsError
 
 _HOMES = {
@@ -42,6 +44,7 @@ _HOMES = {
     "vaecodec.image": ("ImageError",),
     "vaecodec.info": ("Info", "read_info"),
     "vaecodec.pillow": ("register_vae_opener",),
+    "vaecodec.targets": ("compress_to",),
     "vaecodec.weights": ("WeightsError",),
 }
 

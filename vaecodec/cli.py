@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from bitstream import Kind, Limits, VaeError, read_header, unpack
+from bitstream import MAGIC, VaeError, read_header
 
-from . import __version__
+from . import __version__, batch, files, options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from .codec import Codec
 
 
 class Group(click.Group):
@@ -51,159 +45,218 @@ def fail(message: str, code: int) -> None:
 def main() -> None:
     """A learned image codec: photographs to .vae files and back.
 
-    Exit codes: 0 done, 1 the input failed, 2 wrong usage, 3 damaged or too new a file, 4 weights missing,
-    5 a limit exceeded.
+    Exit codes: 0 done, 1 an input failed, 2 wrong usage, and of a single input 3 damaged or too new a file, 4 weights
+    missing, 5 a limit exceeded.
+
+    Completion in bash: eval "$(_VAECODEC_COMPLETE=bash_source vaecodec)"; in zsh and fish with zsh_source, fish_source.
     """
 
 
-SOURCE = click.argument("source", type=click.Path(path_type=Path, allow_dash=True))
-OUTPUT = click.argument("target", type=click.Path(path_type=Path, allow_dash=True), required=False)
-OPTION_OUTPUT = click.option(
-    "-o", "--output", type=click.Path(path_type=Path, allow_dash=True), help="Where to write; - for standard output."
-)
-
-
-def computing(command: Any) -> Any:
-    """Options of the commands that run the networks."""
-    for option in (
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: torch's."),
-        click.option(
-            "--weights", type=click.Path(path_type=Path), help="Exported weights other than the packaged ones."
-        ),
-        click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
-    ):
-        command = option(command)
-    return command
-
-
 @main.command()
-@SOURCE
-@OUTPUT
-@OPTION_OUTPUT
+@options.batching(files.PICTURES, files.VAE)
 @click.option("-q", "--quality", type=click.FloatRange(0, 100), default=75.0, show_default=True, help="0..100.")
+@click.option("--target-bpp", type=click.FloatRange(0, min_open=True), help="Bits a pixel to aim at, within 1 %.")
+@click.option("--target-size", **options.SIZE, help="Bytes to aim at, within 1 %; k and M are 10^3 and 10^6.")
+@click.option("--target-psnr", type=click.FloatRange(0, min_open=True), help="dB to aim at, within 0.05.")
 @click.option("--lossless", is_flag=True, help="Keep every pixel as it is, by bits-back coding.")
+@click.option(
+    "--metadata", **options.METADATA, default="all", show_default=True, help="What to keep of EXIF, ICC and XMP."
+)
 @click.option("--verify/--no-verify", default=True, help="Decode the written file before it takes its name.")
-@computing
+@options.computing
 def compress(
-    source: Path,
-    target: Path | None,
-    output: Path | None,
+    request: files.Request,
     quality: float,
+    target_bpp: float | None,
+    target_size: float | None,
+    target_psnr: float | None,
     lossless: bool,
+    metadata: list[str],
     verify: bool,
-    device: str,
-    threads: int | None,
-    weights: Path | None,
-    quiet: bool,
+    machine: options.Machine,
 ) -> None:
-    """Compress the picture SOURCE to TARGET (by default: SOURCE with the suffix .vae)."""
-    from .image import open_picture
+    """Compress pictures: files, folders, quoted patterns, or - for standard input. x.png becomes x.vae.
 
-    if math.isnan(quality):
-        raise click.BadParameter("nan is no quality", param_hint="--quality")
-    if lossless and click.get_current_context().get_parameter_source("quality") != ParameterSource.DEFAULT:
-        raise click.UsageError("--lossless keeps every pixel: it has no --quality")
-    target = destination(source, target, output, ".vae")
-    picture = open_picture(read(source))
-    codec = load_codec(device, threads, weights)
-    began = time.perf_counter()
-    with bar(picture.width * picture.height * (1 + verify), quiet) as progress:
-        data = codec.compress(picture, quality, progress, lossless=lossless)
-        with written(target, data) as temporary:
-            if verify:
-                decoded = codec.decompress(read(temporary) if temporary else data, progress=progress)
-                if lossless and not same_pixels(picture, decoded):
-                    raise VaeError("the decoded pixels are not those of the picture: nothing was written")
-    if not quiet:
-        pixels = picture.width * picture.height
-        fidelity = "every pixel equal" if lossless else f"{psnr(picture, decoded):.2f} dB" if verify else ""
-        quality_text = f", {fidelity}" if verify else ""
-        summary = f"{len(data)} bytes, {8 * len(data) / pixels:.3f} bpp{quality_text}"
-        click.echo(f"{target}: {summary}, {time.perf_counter() - began:.2f} s", err=True)
+    In folders, suffixes say what is a picture. A file of several frames is refused, but of the JPEG files of phones
+    and cameras that carry previews (MPO) the first picture is taken. A target costs about three encodes. Bytes may
+    depend on --device and --threads, which change how sums are rounded, and never on --jobs or --shard.
+    """
+    aims = {"bpp": target_bpp, "size": target_size, "psnr": target_psnr}
+    targets = {name: value for name, value in aims.items() if value is not None}
+    if not all(math.isfinite(value) for value in (quality, *targets.values())):
+        raise click.UsageError("nan and inf are neither qualities nor targets")
+    asked = click.get_current_context().get_parameter_source("quality") != ParameterSource.DEFAULT
+    if len(targets) + asked + lossless > 1:
+        raise click.UsageError("--lossless, --quality and the targets exclude each other")
+    passes = 6 if target_psnr else 3 if targets else 1  # about; a search for a PSNR decodes as well
+    plan = files.planned(request, files.PICTURES, ".vae")
+
+    def start() -> batch.Work:
+        from .image import INFO_KEYS, open_picture
+        from .metrics import psnr
+        from .targets import missed, search
+
+        codec = machine.codec()
+        _ = codec.lossless if lossless else codec.lossy  # what is wrong with them is wrong once, and not for each file
+        names = {key.split("_")[0]: key for key in INFO_KEYS.values()}
+        dropped = [key for name, key in names.items() if name not in metadata]
+
+        def work(job: files.Job, follow: batch.Follow) -> batch.Done:
+            source = files.read(job.source)
+            picture = open_picture(source)
+            for key in dropped:
+                picture.info.pop(key, None)
+            pixels = picture.width * picture.height
+            progress, notes, warning = follow(pixels, passes + verify), list[str](), ""
+            if targets:
+                found = search(codec, picture, progress=progress, **targets)
+                data, warning = found.data, "" if found.near else missed(found, target_psnr is not None)
+                notes.append(f"quality {found.quality:g}")
+            else:
+                data = codec.compress(picture, quality, progress, lossless=lossless)
+            with files.written(job, data, keep_times=request.keep_times) as temporary:
+                if verify:
+                    decoded = codec.decompress(files.read(temporary) if temporary else data, progress=progress)
+                    if lossless and not same_pixels(picture, decoded):
+                        raise VaeError("the decoded pixels are not those of the picture: nothing was written")
+                    notes.append("every pixel equal" if lossless else f"{psnr(picture, decoded):.2f} dB")
+            note = ", ".join([f"{job.target}: {len(data)} bytes, {8 * len(data) / pixels:.3f} bpp", *notes])
+            return batch.Done(pixels, len(source), len(data), len(data), note, warning)
+
+        return work
+
+    batch.run(plan, start, request.workers, machine.quiet)
 
 
 @main.command()
-@SOURCE
-@OUTPUT
-@OPTION_OUTPUT
-@computing
+@options.batching(files.VAE, files.PICTURES)
+@click.option("--format", help="Suffix of outputs without a name of their own: jpg, webp, tiff ...  [default: png]")
+@click.option("--region", **options.REGION, help="Only this part, in pixels; other tiles are not decoded.")
+@click.option("--downsample", type=click.Choice(["2", "4", "8"]), help="Average squares of so many pixels.")
+@options.computing
 def decompress(
-    source: Path,
-    target: Path | None,
-    output: Path | None,
-    device: str,
-    threads: int | None,
-    weights: Path | None,
-    quiet: bool,
+    request: files.Request,
+    format: str | None,
+    region: tuple[int, int, int, int] | None,
+    downsample: str | None,
+    machine: options.Machine,
 ) -> None:
-    """Decompress SOURCE to TARGET, a picture in the format of its suffix (by default PNG)."""
-    target = destination(source, target, output, ".png")
-    format = picture_format(target)
-    data = read(source)
-    header = read_header(data)
-    from .image import encode_picture
+    """Decompress .vae files: files, folders, quoted patterns, or - for standard input. x.vae becomes x.png.
 
-    codec = load_codec(device, threads, weights)
-    with bar(header.width * header.height, quiet) as progress:
-        picture = codec.decompress(data, progress=progress)
-    encoded, lost = encode_picture(picture, format)
-    with written(target, encoded):
-        pass
-    if lost:
-        click.echo(f"vaecodec: {format} did not take the picture's {', '.join(lost)}", err=True)
-    if not quiet:
-        click.echo(f"{target}: {header.width} x {header.height}", err=True)
+    The suffix of -o chooses the format. JPEG and AVIF lose once more, at their quality 95; WebP is written lossless.
+    """
+    if format is not None and request.output not in (None, "-") and not files.is_folder(str(request.output)):
+        raise click.UsageError("--format is for outputs without a name of their own; the suffix of -o says the format")
+    suffix = f".{(format or 'png').lstrip('.')}"
+    plan = files.planned(request, files.VAE, suffix)
+
+    def start() -> batch.Work:
+        from .image import ImageError, encode_picture
+
+        if request.output is None or files.is_folder(request.output) or request.output == "-":
+            picture_format(suffix)  # a wrong one is wrong once, and not for each file
+        codec = machine.codec()
+
+        def work(job: files.Job, follow: batch.Follow) -> batch.Done:
+            encoding = picture_format(suffix if job.target == files.STANDARD else job.target.suffix)
+            data = files.read(job.source)
+            header = read_header(data)
+            x, y, width, height = region or (0, 0, header.width, header.height)
+            if x + width > header.width or y + height > header.height:
+                raise ImageError(f"the region is not inside its {header.width} x {header.height} pixels")
+            progress = follow(width * height, 1)
+            picture = codec.decompress(data, progress=progress, region=region)
+            if downsample:
+                picture = reduced(picture, int(downsample))
+            encoded, lost = encode_picture(picture, encoding)
+            with files.written(job, encoded, keep_times=request.keep_times):
+                pass
+            warning = f"{encoding} did not take the picture's {', '.join(lost)}" if lost else ""
+            part = len(data) * width * height // (header.width * header.height)
+            note = f"{job.target}: {picture.width} x {picture.height}"
+            return batch.Done(width * height, len(data), len(encoded), part, note, warning)
+
+        return work
+
+    batch.run(plan, start, request.workers, machine.quiet)
 
 
 @main.command()
-@SOURCE
+@click.argument("sources", type=click.Path(path_type=Path, allow_dash=True), nargs=-1, required=True)
+@options.QUIET
+@options.computing
+def verify(sources: tuple[Path, ...], machine: options.Machine) -> None:
+    """Decode .vae files, check every tile, write nothing."""
+
+    def start() -> batch.Work:
+        codec = machine.codec()
+
+        def work(job: files.Job, follow: batch.Follow) -> batch.Done:
+            data = files.read(job.source)
+            header = read_header(data)
+            pixels = header.width * header.height
+            codec.decode_array(data, progress=follow(pixels, 1))
+            return batch.Done(pixels, len(data), 0, len(data), f"{job.source}: good")
+
+        return work
+
+    plan = files.Plan([files.Job(source, files.STANDARD) for source in sources], 0, 0)
+    batch.run(plan, start, quiet=machine.quiet)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @click.option("--bits", is_flag=True, help="Decode a lossless file and show where its bits went.")
-def info(source: Path, as_json: bool, bits: bool) -> None:
+@options.computing
+def info(source: Path, as_json: bool, bits: bool, machine: options.Machine) -> None:
     """Show what a .vae file holds, without decoding it."""
-    data = read(source)
-    container = unpack(data, Limits(max_pixels=2**64, max_side=2**32))
-    header = container.header
-    facts = {
-        "kind": header.kind.name.lower(),
-        "width": header.width,
-        "height": header.height,
-        "mode": header.mode.name,
-        "depth": header.depth,
-        "quality": header.quality / 100 if header.kind == Kind.LOSSY else None,
-        "tile": header.tile,
-        "tiles": len(container.tiles),
-        "model": header.model.hex(),
-        "bytes": len(data),
-        "bpp": round(8 * len(data) / (header.width * header.height), 4),
-        "metadata": {s.tag.decode().strip().lower(): len(s.payload) for s in container.sections},
-    }
-    account = load_codec("auto", None, None).account(data) if bits else {}
+    from .info import read_info
+
+    if not bits:
+        refuse_machine("--bits")
+    data = files.read(source)
+    facts = asdict(read_info(data))
+    account = machine.codec().account(data) if bits else {}
     if as_json:
         click.echo(json.dumps(facts | ({"bits": account} if bits else {})))
         return
     for key, value in facts.items():
         click.echo(f"{key:9} {value}")
-    samples = header.width * header.height * len(header.mode.name.split(";")[0].replace("I", "L"))
+    samples = facts["width"] * facts["height"] * len(facts["mode"].split(";")[0].replace("I", "L"))
     for key, value in account.items():
         click.echo(f"{key:22} {value:14.1f} bits {value / samples:9.5f} a sample {value / len(data) / 8:8.2%}")
 
 
 @main.command()
-@SOURCE
-@computing
-def verify(source: Path, device: str, threads: int | None, weights: Path | None, quiet: bool) -> None:
-    """Decode a .vae file, check every tile, write nothing."""
-    data = read(source)
-    header = read_header(data)
-    codec = load_codec(device, threads, weights)
-    with bar(header.width * header.height, quiet) as progress:
-        # Pillow has no mode for all that a lossless file may hold.
-        decode = codec.decompress_array if header.kind == Kind.LOSSLESS else codec.decompress
-        decode(data, progress=progress)
-    if not quiet:
-        click.echo(f"{source}: good", err=True)
+@click.argument("a", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("b", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable; null for an infinite PSNR.")
+@options.computing
+def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
+    """Show how near B is to A: PSNR and MS-SSIM, and the bits a pixel if B, or else A, is a .vae file.
+
+    Both may be .vae files or pictures. MS-SSIM needs sides of 161 pixels.
+    """
+    contents = [files.read(path) for path in (a, b)]
+    packed = [data for data in contents if data.startswith(MAGIC)]
+    if not packed:
+        refuse_machine("a .vae file")
+    from .image import open_picture
+    from .metrics import compare as measured
+
+    codec = machine.codec() if packed else None
+    pictures = [codec.decompress(data) if codec and data in packed else open_picture(data) for data in contents]
+    likeness = measured(*pictures)
+    bpp = 8 * len(packed[-1]) / (pictures[0].width * pictures[0].height) if packed else None
+    if as_json:
+        psnr = likeness.psnr if math.isfinite(likeness.psnr) else None
+        click.echo(json.dumps({"psnr": psnr, "ms_ssim": likeness.ms_ssim, "bpp": bpp}))
+        return
+    click.echo(f"PSNR    {likeness.psnr:.3f} dB")
+    click.echo(f"MS-SSIM {'-' if likeness.ms_ssim is None else f'{likeness.ms_ssim:.5f}'}")
+    if bpp is not None:
+        click.echo(f"bpp     {bpp:.4f}")
 
 
 @main.command()
@@ -262,88 +315,31 @@ def export(checkpoint: Path, data: Path, output: Path) -> None:
     exporting.export(checkpoint, data, output)
 
 
-def load_codec(device: str, threads: int | None, weights: Path | None) -> Codec:
-    import torch
-
-    from .codec import Codec
-
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        return Codec(device, weights)
-    except (RuntimeError, AssertionError) as error:  # torch's own words for a device that is not there
-        raise click.UsageError(f"device {device}: {str(error).splitlines()[0]}") from None
+def refuse_machine(wanted: str) -> None:
+    """Raises UsageError for options of ``computing`` where nothing is computed."""
+    context = click.get_current_context()
+    for name in ("device", "threads", "weights"):
+        if context.get_parameter_source(name) != ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name} has no effect without {wanted}")
 
 
-def destination(source: Path, target: Path | None, output: Path | None, suffix: str) -> Path:
-    """Where to write. A name that the user did not give never replaces a file."""
-    if target is not None and output is not None:
-        raise click.UsageError("TARGET and --output both say where to write")
-    named = target or output
-    if named is not None:
-        return named
-    if str(source) == "-":
-        return source
-    default = source.with_suffix(suffix)
-    if default.exists():
-        fail(f"{default} exists; name it with -o to replace it", 1)
-    return default
-
-
-def read(path: Path) -> bytes:
-    if str(path) == "-":
-        return sys.stdin.buffer.read()
-    return path.read_bytes()
-
-
-@contextlib.contextmanager
-def written(target: Path, data: bytes) -> Iterator[Path | None]:
-    """Write beside the target, and let it take the target's name only if the body raises nothing."""
-    if str(target) == "-":
-        yield None
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from None
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is not what a user expects of a picture
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def bar(pixels: int, quiet: bool) -> Iterator[Any]:
-    """A progress bar in megapixels on a terminal; gives the function that moves it."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=pixels / 1e6, unit="MP", unit_scale=False, leave=False, file=sys.stderr) as progress:
-        yield lambda done: progress.update(done / 1e6)
-
-
-def picture_format(target: Path) -> str:
+def picture_format(suffix: str) -> str:
+    """Pillow's name. Raises ImageError."""
     from PIL import Image
 
     from .image import ImageError
 
-    if str(target) == "-":
-        return "PNG"
-    format = Image.registered_extensions().get(target.suffix.lower())
+    format = Image.registered_extensions().get(suffix.lower())
     if format is None or format not in Image.SAVE:
-        raise ImageError(f"no picture format for the suffix {target.suffix!r}")
+        raise ImageError(f"no picture format for the suffix {suffix!r}")
     return format
+
+
+def reduced(picture: Image, factor: int) -> Image:
+    """Averages of factor x factor pixels; where alpha is, weighed by it."""
+    if picture.mode.startswith("I"):
+        return picture.convert("I").reduce(factor).convert("I;16")
+    return picture.reduce(factor)
 
 
 def same_pixels(a: Image, b: Image) -> bool:
@@ -351,11 +347,3 @@ def same_pixels(a: Image, b: Image) -> bool:
 
     (x, *kind_a), (y, *kind_b) = samples_of(a), samples_of(b)
     return kind_a == kind_b and x.shape == y.shape and bool((x == y).all())
-
-
-def psnr(a: Image, b: Image) -> float:
-    import numpy as np
-
-    x, y = (np.asarray(i.convert("RGB"), np.float64) for i in (a, b))
-    error = float(((x - y) ** 2).mean())
-    return 10 * math.log10(255**2 / error) if error else math.inf

@@ -146,8 +146,29 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(_without_cudnn())
         yield
+
+
+_cudnn = threading.Lock()
+_users, _before = 0, True
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Its switch is the process's, so the last thread to leave puts it back."""
+    global _users, _before
+    with _cudnn:
+        if _users == 0:
+            _before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+        _users += 1
+    try:
+        yield
+    finally:
+        with _cudnn:
+            _users -= 1
+            if _users == 0:
+                torch.backends.cudnn.enabled = _before
 
 
 class Codec:

@@ -1,0 +1,107 @@
+"""Rate targets: how near they are met, and with how many encodes."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import picture
+from PIL import Image
+
+from vaecodec import Codec
+from vaecodec.metrics import psnr
+from vaecodec.targets import ENCODES, compress_to, following, search
+
+
+class Fake:
+    """Compresses to a size that is a function of the quality; counts."""
+
+    def __init__(self, size: Any) -> None:
+        self.size, self.encodes = size, 0
+
+    def compress(self, picture: Image.Image, quality: float, progress: Any = None) -> bytes:
+        self.encodes += 1
+        return bytes(self.size(quality))
+
+
+@pytest.mark.parametrize("scale", [0.2, 1, 5])
+@pytest.mark.parametrize("curve", ["root", "exponential", "linear"])
+def test_a_few_encodes_are_enough(scale: float, curve: str) -> None:
+    """Curves as photographs have them, and others."""
+    sizes: dict[str, Callable[[float], int]] = {
+        "root": lambda q: round(scale * 20_000 * (0.5 + q / 100) ** 3),
+        "exponential": lambda q: round(scale * 20_000 * math.exp(q / 38)),
+        "linear": lambda q: round(scale * (20_000 + 2_500 * q)),
+    }
+    for share in (0.03, 0.3, 0.6, 0.97):
+        size = sizes[curve](100 * share)
+        codec: Any = Fake(sizes[curve])
+        found = search(codec, Image.new("RGB", (1000, 1000)), size=size)
+        assert found.near and abs(len(found.data) - size) <= 0.01 * size
+        assert found.encodes == codec.encodes <= 6 and found.reached == len(found.data)
+
+
+def test_what_is_out_of_reach_costs_no_long_search() -> None:
+    codec: Any = Fake(lambda q: round(100_000 * math.exp(q / 40)))
+    for size, quality in ((10, 0), (10**7, 100)):
+        found = search(codec, Image.new("L", (1000, 1000)), size=size)
+        assert (found.quality, found.near) == (quality, False) and found.encodes <= 3
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        lambda q: 40_000 if q < 33.33 else 90_000,
+        lambda q: round(90_000 - 300 * q),
+        lambda q: 50_000 + round(20_000 * math.sin(q)),
+        lambda q: 77_000,
+    ],
+    ids=["step", "falling", "waves", "flat"],
+)
+def test_the_search_ends_on_any_curve(size: Any) -> None:
+    codec: Any = Fake(size)
+    found = search(codec, Image.new("L", (1000, 1000)), size=65_000)
+    assert found.encodes <= ENCODES and abs(len(found.data) - 65_000) <= 25_000
+
+
+def test_the_next_quality_is_new_or_ends_the_search() -> None:
+    assert following({5000: 1.0}, 1.1, 1e-4) == 6000 and following({5000: 1.0}, 9.0, 1e-4) == 10_000
+    assert following({2000: 1.0, 6000: 2.0}, 1.5, 1.0) == 4000
+    assert following({2000: 1.0, 2001: 2.0}, 1.5, 1.0) in (2000, 2001)
+    assert following({2000: 1.0, 3000: 0.9}, 1.5, 1e-4) == 10_000
+
+
+def test_the_tiny_codec_meets_its_targets(tiny: Codec) -> None:
+    image = picture(96, 64)
+    size = (len(tiny.compress(image, 0)) + len(tiny.compress(image, 100))) / 2
+    assert abs(len(compress_to(tiny, image, size=size)) - size) <= 0.01 * size
+    assert abs(8 * len(compress_to(tiny, image, bpp=0.4)) / (96 * 64) - 0.4) <= 0.004
+    assert abs(psnr(image, tiny.decompress(compress_to(tiny, image, psnr=21.95))) - 21.95) <= 0.05
+
+
+def test_the_size_is_that_of_the_file_with_its_metadata(tiny: Codec) -> None:
+    image = picture(96, 64)
+    image.info["icc_profile"] = b"profile" * 1000
+    found = search(tiny, image, size=7300)
+    assert found.near and abs(len(found.data) - 7300) <= 73
+
+
+def test_a_miss_is_a_warning(tiny: Codec) -> None:
+    with pytest.warns(UserWarning, match=r"nearest is \d+ bytes, at quality 100$"):
+        assert compress_to(tiny, picture(40, 30), bpp=50) == tiny.compress(picture(40, 30), 100)
+    with pytest.warns(UserWarning, match=r"nearest is [\d.]+ dB, at quality 0$"):
+        assert compress_to(tiny, picture(40, 30), psnr=1) == tiny.compress(picture(40, 30), 0)
+
+
+@pytest.mark.parametrize("targets", [{}, {"bpp": 1, "size": 2}, {"size": 1000, "psnr": 30}])
+def test_there_is_one_target(tiny: Codec, targets: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="one of"):
+        compress_to(tiny, picture(8, 8), **targets)
+
+
+def test_a_photograph(shipped: Path, photo: Image.Image) -> None:
+    codec = Codec("cpu", shipped)
+    for targets in ({"bpp": 1.2}, {"size": 9000}, {"psnr": 33}):
+        found = search(codec, photo, **targets)
+        assert found.near and found.encodes <= 5

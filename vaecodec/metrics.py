@@ -1,0 +1,101 @@
+"""How near one picture is to another: PSNR and MS-SSIM."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .image import ImageError, Samples, samples_of
+
+WINDOW, SIGMA = 11, 1.5
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Of the five scales, finest first (Wang, Simoncelli and Bovik 2003)."""
+SIDE_MIN = (WINDOW - 1) * 2 ** (len(WEIGHTS) - 1) + 1
+"""Pixels along the shorter side that MS-SSIM needs."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """psnr: dB, infinite for equal samples. ms_ssim: 0 to 1; None where a side is under ``SIDE_MIN`` pixels."""
+
+    psnr: float
+    ms_ssim: float | None
+
+
+def compare(a: Image.Image, b: Image.Image) -> Likeness:
+    """The likeness of two pictures of the same size and depth. Alpha counts as a channel if either has it.
+
+    Raises ImageError where they cannot be compared.
+    """
+    (x, _, depth), (y, _, other) = samples_of(a), samples_of(b)
+    if x.shape[:2] != y.shape[:2]:
+        raise ImageError(f"{a.width} x {a.height} and {b.width} x {b.height} pixels cannot be compared")
+    if depth != other:
+        raise ImageError(f"{depth} and {other} bits a sample cannot be compared")
+    colours, alpha = max(x.shape[2], y.shape[2]) > 2, not x.shape[2] % 2 or not y.shape[2] % 2
+    peak = 2**depth - 1
+    x, y = (with_channels(samples, colours, alpha, peak) for samples in (x, y))
+    return Likeness(psnr_of(x, y, peak), ms_ssim_of(x, y, peak) if min(a.size) >= SIDE_MIN else None)
+
+
+def with_channels(samples: Samples, colours: bool, alpha: bool, peak: int) -> Samples:
+    """Grey [H, W, 1 or 2] as colour, and opaque alpha, where they are asked for."""
+    planes = list(np.moveaxis(samples, 2, 0))
+    opaque = planes.pop() if len(planes) in (2, 4) else np.full_like(planes[0], peak)
+    if colours and len(planes) == 1:
+        planes *= 3
+    return np.stack([*planes, opaque] if alpha else planes, 2)
+
+
+def psnr_of(x: Samples, y: Samples, peak: int = 255) -> float:
+    """PSNR in dB of samples [H, W, C]; the squared error is averaged over pixels and channels together."""
+    error, step = 0, max(1, 2**20 // max(x[0].size, 1))
+    for top in range(0, len(x), step):  # so that no wide copy of all samples is made
+        difference = x[top : top + step].astype(np.int64) - y[top : top + step]
+        error += int((difference**2).sum())
+    return 10 * math.log10(peak**2 * x.size / error) if error else math.inf
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    """PSNR in dB of two 8-bit pictures, over RGB."""
+    return psnr_of(np.asarray(a.convert("RGB")), np.asarray(b.convert("RGB")))
+
+
+def ms_ssim_of(x: Samples, y: Samples, peak: int = 255) -> float:
+    """MS-SSIM of samples [H, W, C] with sides of at least ``SIDE_MIN``, the mean of the channels."""
+    values = []
+    for channel in range(x.shape[2]):
+        a, b = (torch.from_numpy(samples[..., channel].astype(np.float32)) for samples in (x, y))
+        values.append(_ms_ssim(a, b, peak))
+    return sum(values) / len(values)
+
+
+def _ms_ssim(x: Tensor, y: Tensor, peak: int) -> float:
+    """Of one channel [H, W] each."""
+    x, y, product = x[None, None], y[None, None], 1.0
+    for level, weight in enumerate(WEIGHTS):
+        if level:
+            padding = (x.shape[2] % 2, x.shape[3] % 2)
+            x, y = (F.avg_pool2d(s, 2, padding=padding) for s in (x, y))
+        mean_x, mean_y = blurred(x), blurred(y)
+        spread = blurred(x * x) - mean_x**2 + blurred(y * y) - mean_y**2
+        c = (0.03 * peak) ** 2
+        similarity = (2 * (blurred(x * y) - mean_x * mean_y) + c) / (spread + c)
+        if level == len(WEIGHTS) - 1:
+            c = (0.01 * peak) ** 2
+            similarity *= (2 * mean_x * mean_y + c) / (mean_x**2 + mean_y**2 + c)
+        product *= max(float(similarity.mean()), 0.0) ** weight
+    return product
+
+
+def blurred(x: Tensor) -> Tensor:
+    """x [1, 1, H, W] under a Gaussian window, where the window fits."""
+    window = torch.exp(-((torch.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
+    window /= window.sum()
+    return F.conv2d(F.conv2d(x, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))

@@ -1,0 +1,182 @@
+"""Options that commands share, and what they are given for them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import files
+
+if TYPE_CHECKING:
+    from .codec import Codec
+
+
+def matched(form: str, pattern: str, value: Callable[[re.Match[str]], Any]) -> dict[str, Any]:
+    """Arguments of an option whose text has a form: the value is made of the match, and None of what it makes is
+    refused."""
+
+    def convert(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+        if text is None:
+            return None
+        match = re.fullmatch(pattern, text)
+        converted = value(match) if match else None
+        if converted is None:
+            raise click.BadParameter(f"{text!r} is not of the form {form}")
+        return converted
+
+    return {"metavar": form, "callback": convert}
+
+
+def shard_of(match: re.Match[str]) -> tuple[int, int] | None:
+    i, n = int(match[1]), int(match[2])
+    return (i, n) if 1 <= i <= n else None
+
+
+def region_of(match: re.Match[str]) -> tuple[int, int, int, int] | None:
+    x, y, width, height = map(int, match.groups())
+    return (x, y, width, height) if width and height else None
+
+
+def size_of(match: re.Match[str]) -> float | None:
+    return float(match[1]) * {"": 1, "k": 10**3, "m": 10**6}[match[2].lower()] or None
+
+
+def metadata_of(match: re.Match[str]) -> list[str]:
+    return {"all": ["exif", "icc", "xmp"], "none": []}.get(match[0], match[0].split(","))
+
+
+SHARD = matched("I/N", r"(\d+)/(\d+)", shard_of)
+REGION = matched("X,Y,W,H", r"(\d+),(\d+),(\d+),(\d+)", region_of)
+SIZE = matched("BYTES[k|M]", r"(\d+\.?\d*)([kKmM]?)", size_of)
+METADATA = matched("all|none|exif,icc,xmp", r"all|none|(exif|icc|xmp)(,(exif|icc|xmp))*", metadata_of)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the networks run, and with which weights. quiet: no progress bar and no summary."""
+
+    device: str
+    threads: int | None
+    weights: Path | None
+    quiet: bool = False
+
+    def codec(self) -> Codec:
+        import torch
+
+        from .codec import Codec
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        try:
+            return Codec(self.device, self.weights)
+        except (RuntimeError, AssertionError) as error:  # torch's own words for a device that is not there
+            raise click.UsageError(f"device {self.device}: {str(error).splitlines()[0]}") from None
+
+
+def with_options(command: Any, *options: Any) -> Any:
+    """The command with options, in the order in which its help lists them."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+QUIET = click.option("--quiet", is_flag=True, help="No progress bar and no summary.")
+
+
+def computing(command: Any) -> Any:
+    """Options of the commands that run the networks, given to them as one Machine."""
+
+    @functools.wraps(command)
+    def grouped(*, device: str, threads: int | None, weights: Path | None, **others: Any) -> Any:
+        return command(machine=Machine(device, threads, weights, others.pop("quiet", False)), **others)
+
+    return with_options(
+        grouped,
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads of each job. Default: torch's."),
+        click.option(
+            "--weights", type=click.Path(path_type=Path), help="Exported weights other than the packaged ones."
+        ),
+    )
+
+
+def second_output(sources: tuple[str, ...], inputs: frozenset[str], outputs: frozenset[str]) -> str | None:
+    """The second of two arguments, if it can only be the output. Raises UsageError if it may have been meant so."""
+    suffix = Path(sources[-1]).suffix.lower()
+    if len(sources) != 2 or suffix in inputs:
+        return None
+    if sources[1] == "-" or suffix in outputs:
+        return sources[1]
+    if not os.path.exists(sources[1]) and not files.is_pattern(sources[1]):
+        raise click.UsageError(f"{sources[1]}: no such file; an output is named with -o")
+    return None
+
+
+def batching(inputs: frozenset[str], outputs: frozenset[str]) -> Callable[[Any], Any]:
+    """Arguments and options of the commands that take many files, given to them as one Request.
+
+    inputs, outputs: their suffixes. A second argument that can only be an output is taken for it.
+    """
+
+    def decorated(command: Any) -> Any:
+        @functools.wraps(command)
+        def grouped(
+            *,
+            sources: tuple[str, ...],
+            output: str | None,
+            recursive: bool,
+            jobs: int,
+            overwrite: bool,
+            skip_existing: bool,
+            preserve_times: bool,
+            shard: tuple[int, int],
+            **others: Any,
+        ) -> Any:
+            if overwrite and skip_existing:
+                raise click.UsageError("--overwrite and --skip-existing exclude each other")
+            second = second_output(sources, inputs, outputs) if output is None else None
+            if second and overwrite:  # `*` may have named both
+                raise click.UsageError(f"to overwrite {second}, name it with -o")
+            named = output is not None and output != "-" and not files.is_folder(output)
+            existing: files.Existing = "skip" if skip_existing else "overwrite" if overwrite or named else "fail"
+            request = files.Request(
+                sources[:1] if second else sources, output or second, recursive, existing, shard, jobs, preserve_times
+            )
+            return command(request=request, **others)
+
+        return with_options(
+            grouped,
+            click.argument("sources", type=click.Path(allow_dash=True), nargs=-1, required=True),
+            click.option(
+                "-o",
+                "--output",
+                type=click.Path(allow_dash=True),
+                help="A file for one input, replaced if it exists, or - for standard output; for many a folder, which "
+                "exists or ends in /. Default: beside the input.",
+            ),
+            click.option("-r", "--recursive", is_flag=True, help="Folders with all below them; -o mirrors the tree."),
+            click.option(
+                "-j",
+                "--jobs",
+                type=click.IntRange(1),
+                default=1,
+                show_default=True,
+                help="Files at a time, in threads that share one copy of the weights. Best with --threads 1.",
+            ),
+            click.option("--overwrite", is_flag=True, help="Replace outputs that exist. Default: they are failures."),
+            click.option("--skip-existing", is_flag=True, help="Pass over inputs whose output exists."),
+            click.option("--preserve-times", is_flag=True, help="Give outputs the times of their inputs."),
+            click.option(
+                "--shard", **SHARD, default="1/1", help="Of the sorted inputs every n-th from the i-th, 1 to n."
+            ),
+            QUIET,
+        )
+
+    return decorated
