@@ -61,7 +61,7 @@ def negative_elbo(weights: Lossless, pixels: NDArray[np.uint8]) -> dict[str, flo
     x = F.pad(x, padding, mode="replicate")
     step = 2**config.levels
     above, latents = model.vae.sample(x[..., ::step, ::step])
-    (coarsest,), *levels = model.phases(x, above)
+    coarsest, levels = model.vae.likelihood(x[..., ::step, ::step], above), model.phases(x)
     bits = {f"KL {len(latents) - i}": float(latent.kl().sum()) for i, latent in enumerate(latents)}
     bits["x given z"] = phase_bits(weights, coarsest, inside[..., ::step, ::step])
     for phases in levels:

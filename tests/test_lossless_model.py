@@ -137,7 +137,8 @@ def test_the_linear_start_saves_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = LosslessModel(LOSSLESS), batch(96, 64)
     before = elbo(model, x)
     monkeypatch.setattr(lossless, "LINEAR_CROPS", 4)
-    start_from_linear(model, Crops([*x.byte()], 64, CPU, seed=0))
+    crops = Crops([*x.byte()], 64, CPU, seed=0)
+    start_from_linear(model, crops, crops.batch(4, 16, 4))
     assert elbo(model, x) < before
 
 

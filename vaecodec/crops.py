@@ -40,14 +40,22 @@ class Crops:
     def draw(self, low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=self.generator))
 
-    def batch(self, size: int) -> Tensor:
-        """float32 [size, 3, crop, crop] in 0..255."""
-        chosen = torch.multinomial(self.areas, size, replacement=True, generator=self.generator)
+    def batch(self, size: int, side: int | None = None, step: int = 1) -> Tensor:
+        """float32 [size, 3, side, side] in 0..255, of every ``step``-th pixel; by default ``crop`` pixels a side.
+
+        Raises ValueError if no picture is large enough.
+        """
+        side = side or self.crop
+        span = step * (side - 1) + 1
+        areas = self.areas * torch.tensor([min(image.shape[1:]) >= span for image in self.images])
+        if not areas.any():
+            raise ValueError(f"no picture has {span} pixels on both sides")
+        chosen = torch.multinomial(areas, size, replacement=True, generator=self.generator)
         crops = []
         for index in chosen.tolist():
             image = self.images[index]
-            top, left = self.draw(0, image.shape[1] - self.crop + 1), self.draw(0, image.shape[2] - self.crop + 1)
-            part = image[:, top : top + self.crop, left : left + self.crop]
+            top, left = self.draw(0, image.shape[1] - span + 1), self.draw(0, image.shape[2] - span + 1)
+            part = image[:, top : top + span : step, left : left + span : step]
             turn = self.draw(0, 8)
             part = part.flip(1) if turn & 1 else part
             part = part.flip(2) if turn & 2 else part

@@ -529,20 +529,21 @@ class LosslessModel(nn.Module):
         for _, layer in self.convs():
             layer.exact = on
 
-    def forward(self, x: Tensor) -> tuple[list[list[Phase]], Phase, list[Latent]]:
-        """Training pass. x float [B, 3, H, W] in 0..255; H, W multiples of 2^levels * 2^groups."""
+    def forward(self, x: Tensor, coarse: Tensor | None = None) -> tuple[list[list[Phase]], Phase, list[Latent]]:
+        """Training pass. x float [B, 3, H, W] in 0..255; H, W multiples of 2^levels.
+
+        coarse: what the VAE codes, [B', 3, h, w], h and w multiples of 2^groups; x's own coarsest image by default.
+        """
         exact = self.vae.entry.exact
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not exact):
             step = 2**self.config.levels
-            coarsest = x[..., ::step, ::step]
-            above, latents = self.vae.sample(coarsest)
-            levels = self.phases(x, above)
-        return levels[1:], levels[0][0], latents
+            coarse = x[..., ::step, ::step] if coarse is None else coarse
+            above, latents = self.vae.sample(coarse)
+            return self.phases(x), self.vae.likelihood(coarse, above), latents
 
-    def phases(self, x: Tensor, above: Above) -> list[list[Phase]]:
-        """All phases of x, given what its latents say: first of the coarsest image, then of the levels."""
-        step = 2**self.config.levels
-        levels, features = [[self.vae.likelihood(x[..., ::step, ::step], above)]], None
+    def phases(self, x: Tensor) -> list[list[Phase]]:
+        """The phases of the levels, the coarsest first, given the coarsest image."""
+        step, levels, features = 2**self.config.levels, [], None
         for level in self.levels:
             step //= 2
             phases, features = level(x[..., ::step, ::step], features)
@@ -551,10 +552,11 @@ class LosslessModel(nn.Module):
 
 
 @torch.no_grad()
-def start_from_linear(model: LosslessModel, crops: Crops) -> None:
+def start_from_linear(model: LosslessModel, crops: Crops, coarse: Tensor) -> None:
     """Start each level's linear filters at weighted least squares on training crops; flat places weigh more.
 
     The gated filters are principal components of how the best filters of single crops differ from those of all.
+    coarse: crops of the coarsest image [B, 3, h, w], from which the VAE's linear paths start.
     """
     x = crops.batch(LINEAR_CROPS).cpu()
     filters = model.config.filters
@@ -583,7 +585,7 @@ def start_from_linear(model: LosslessModel, crops: Crops) -> None:
                 weight[k, 0] = solution[:, k].float()
                 weight[k, 1:] = GATED_START * torch.linalg.solve_triangular(root.T, spread, upper=True).T.float()
             known.append(parts[name])
-    start_vae(model.vae, x[..., :: 2**model.config.levels, :: 2**model.config.levels])
+    start_vae(model.vae, coarse.cpu())
 
 
 def start_vae(vae: Vae, x: Tensor) -> None:

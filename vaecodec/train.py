@@ -61,7 +61,8 @@ def read_config(path: Path) -> tuple[Objective, TrainConfig]:
                 power = {key: options.pop(key) for key in ("loss_power",) if key in options}
                 objective = Lossy(model.Config(**settings), **power)
             case "lossless":
-                objective = Lossless(lossless.Config(**settings))
+                sizes = {key: options.pop(key) for key in ("coarse_batch", "coarse_crop") if key in options}
+                objective = Lossless(lossless.Config(**settings), **sizes)
             case other:
                 raise ValueError(f"{path}: unknown kind of model {other!r}")
         return objective, TrainConfig(**options)

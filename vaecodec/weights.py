@@ -150,7 +150,7 @@ class Lossless:
                     z = scrambled(channels, height, width, spread, parameter.device).to(parameter.dtype)
                     above = model.vae.descend(g, above, posterior[0] + z * (lossless.LATENT_UNIT / 4))
                 assert above is not None
-                for phases in model.phases(x, above):
+                for phases in ([model.vae.likelihood(x[..., ::step, ::step], above)], *model.phases(x)):
                     for part in phases:
                         for tensor in part:
                             answer.add(tensor, lossless.MEAN_UNIT)
