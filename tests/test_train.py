@@ -16,6 +16,7 @@ from vaecodec import Codec, export, lossless, train
 from vaecodec.crops import Crops, load_images
 from vaecodec.objectives import Lossy, rate_distortion_loss
 from vaecodec.train import read_config
+from vaecodec.weights import load
 
 SECONDS = 200.0  # a step, by the tests' clock: more than lies between two checkpoints
 
@@ -156,6 +157,10 @@ def test_resuming_elsewhere_starts_a_new_run_from_the_weights(data: Path, tmp_pa
     first = run(data, tmp_path / "a", 3)
     second = run(data, tmp_path / "b", 0, resume=tmp_path / "a" / "last.pt")
     assert second["step"] == 0 and equal(first, second, "model", "average")
+    export.export(tmp_path / "a" / "last.pt", data, tmp_path / "a.safetensors")
+    third = run(data, tmp_path / "c", 0, resume=tmp_path / "a.safetensors")
+    exact = load(tmp_path / "a.safetensors", torch.device("cpu")).model.state_dict()
+    assert equal({"model": exact}, third, "model")
 
 
 def test_the_seed_decides_the_run(data: Path, tmp_path: Path, stepping: dict[str, int]) -> None:

@@ -26,6 +26,7 @@ from . import lossless, model
 from .crops import Crops, load_images
 from .exact import Conv
 from .objectives import Lossless, Lossy, Objective
+from .weights import load
 
 AVERAGE_EVERY = 5  # steps; each update reads all weights
 
@@ -84,7 +85,8 @@ def train(
     """Train for ``minutes`` and write to ``out``: last.pt, stable.pt, curve.csv.
 
     last.pt holds the whole state: ``resume`` with the one in ``out`` goes on exactly, clock included. stable.pt holds
-    the weights before the decay in half precision: resumed, it starts a new run, as any other checkpoint does.
+    the weights before the decay in half precision: resumed, it starts a new run, as any other checkpoint and exported
+    weights do.
     """
     objective, config = read_config(config_path)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -112,7 +114,10 @@ def train(
     optimisers = optimisers_of(model, config)
     step, spent = 0, 0.0
     if resume is not None:
-        state = torch.load(resume, map_location=device, weights_only=True)
+        if resume.suffix == ".safetensors":
+            state: dict[str, Any] = {"model": load(resume, device).model.state_dict()}
+        else:
+            state = torch.load(resume, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state.get("average", state["model"]))
         if "optim" in state and resume.parent.resolve() == out.resolve():
