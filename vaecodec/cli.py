@@ -265,7 +265,7 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), required=True, help="Time to train.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for what is written. Default: runs/CONFIG.")
 @click.option("--val", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Pictures to validate on.")
-@click.option("--resume", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A checkpoint or exported weights.")
+@click.option("--resume", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Checkpoint or weights.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True)

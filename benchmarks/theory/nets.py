@@ -4,10 +4,10 @@
         |                                              |        |                                           |
         +------------------ linear --------------------+        +----------------- linear -----------------+
 
-Without its convolutions it is the linear autoencoder, whose best solution is PCA. It is trained in three ways:
-``Plain`` on squared error alone, ``RateDistortion`` on bits + lambda * squared error with a uniform posterior (Balle et
-al. 2018, arXiv:1802.01436), ``GaussianVae`` on the negative ELBO of 8-bit pixels (Kingma & Welling 2014,
-arXiv:1312.6114).
+Without its convolutions it is the linear autoencoder, whose best solution is PCA. It is trained
+in three ways: ``Plain`` on squared error alone, ``RateDistortion`` on bits + lambda * squared error with a
+uniform posterior (Balle et al. 2018, arXiv:1802.01436), ``GaussianVae`` on the negative ELBO of 8-bit pixels (Kingma &
+Welling 2014, arXiv:1312.6114).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ PIXEL_SCALE = 64
 WIDTH = 32
 COMPONENTS = 3
 """Of each channel's prior: a mixture of logistic distributions."""
+LEARNING_RATE = 3e-3
 RECORDS = 40
 """How many times a training is measured."""
 
@@ -116,6 +117,16 @@ class Autoencoder(nn.Module):
             nn.init.orthogonal_(self.linear_in.weight[:codes])
             self.linear_out.weight[:SAMPLES].copy_(self.linear_in.weight[:codes].T)
 
+    def start_at(self, pca: Pca) -> None:
+        """Start as PCA instead: what the convolutions add is still zero."""
+        project = torch.from_numpy(pca.vectors[:, : self.codes].T.copy())
+        mean = (torch.from_numpy(pca.mean) - 128) / PIXEL_SCALE
+        with torch.no_grad():
+            self.linear_in.weight[: self.codes].copy_(project)
+            self.linear_in.bias[: self.codes].copy_(-project @ mean)
+            self.linear_out.weight[:SAMPLES].copy_(project.T)
+            self.linear_out.bias[:SAMPLES].copy_(mean)
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, 8, 8] in 0..255 to [B, heads * K]."""
         x = (pixels - 128) / PIXEL_SCALE
@@ -192,7 +203,7 @@ class GaussianVae(Autoencoder):
     def __init__(self, codes: int) -> None:
         super().__init__(codes, 2)
         with torch.no_grad():
-            self.linear_in.bias[codes:] = -1.0
+            self.linear_in.bias[codes:] = -1.0  # of log sigma
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the standard deviation [B, K]."""
@@ -238,9 +249,10 @@ class GaussianVae(Autoencoder):
         return {"reconstruction": float(given.mean()) / SAMPLES, "kl": float(kl.mean()) / SAMPLES}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """One training. weight: lambda, of "rate" alone; patches and held_out: uint8 [N, 3, 8, 8]."""
+    """One training. weight: lambda, of "rate" alone; patches and held_out: uint8 [N, 3, 8, 8]; start: PCA in place of
+    random directions."""
 
     kind: str  # "plain", "rate" or "gaussian"
     codes: int
@@ -250,6 +262,7 @@ class Job:
     patches: Bytes
     held_out: Bytes
     weight: float = 0.0
+    start: Pca | None = None
 
     def build(self) -> Plain | RateDistortion | GaussianVae:
         if self.kind == "plain":
@@ -274,14 +287,16 @@ def train(job: Job) -> Trained:
     """Adam, linear decay over the second half."""
     torch.manual_seed(job.seed)
     model = job.build()
-    optim = torch.optim.Adam(model.parameters(), lr=3e-3)
+    if job.start is not None:
+        model.start_at(job.start)
+    optim = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     held_out, history = tensor_of(job.held_out[:: max(1, len(job.held_out) // 1000)]), []
     for step in range(job.steps + 1):
         if step % max(1, job.steps // RECORDS) == 0 or step == job.steps:
             with torch.no_grad():
                 history.append({"step": step, **model.measure(held_out)})
         for group in optim.param_groups:
-            group["lr"] = 3e-3 * min((step + 1) / 30, 2 * (1 - step / (job.steps + 1)), 1)
+            group["lr"] = LEARNING_RATE * min((step + 1) / 30, 2 * (1 - step / (job.steps + 1)), 1)
         chosen = torch.randint(len(job.patches), (job.batch,)).numpy()
         loss = model.loss(tensor_of(job.patches[chosen]))
         optim.zero_grad(set_to_none=True)

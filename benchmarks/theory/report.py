@@ -15,6 +15,8 @@ import torch
 A = TypeVar("A")
 B = TypeVar("B")
 Numbers = dict[str, Any]
+EVALUATIONS = 8
+"""Samples of a posterior in what is reported."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,13 @@ class Settings:
     steps: int = 4000  # of each training
     batch: int = 64
     code_sizes: tuple[int, ...] = (2, 4, 8, 16, 32)
-    lambdas: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.004, 0.008)
+    lambdas: tuple[float, ...] = (0.0005, 0.0015, 0.0045, 0.0135)
     crops: int = 4  # of pictures, for what is measured on the shipped models
     lossless_side: int = 256  # pixels
     lossy_side: int = 128
+    latents_side: int = 256  # of pictures that are mixed or drawn; a multiple of 64, as the one above
     qualities: tuple[int, ...] = (25, 50, 75, 100)
-    lossy_steps: int = 120
+    lossy_steps: int = 60
     inference_patches: int = 128
     inference_steps: int = 400
     samples: int = 256  # of the importance-weighted bound
@@ -99,10 +102,9 @@ def write(findings: Sequence[Finding], settings: Settings, facts: Numbers, out: 
     lines = [
         "# The theory, as experiments",
         "",
-        "Made by `python -m benchmarks theory`, captions included: they are worded from the numbers in `theory.json`. "
-        "A mean is followed by its range, over seeds where something is trained, otherwise over pictures. "
-        + "; ".join(f"{name}: {value}" for name, value in facts.items())
-        + ".",
+        "Made by `python -m benchmarks theory`, captions included: they are worded from the numbers in "
+        "`theory.json`. A mean is followed by its range, over seeds where something is trained, otherwise over "
+        "pictures. " + "; ".join(f"{name}: {value}" for name, value in facts.items()) + ".",
     ]
     for number, finding in enumerate(findings, 1):
         lines += ["", f"## {number}. {finding.title}", "", f"Expected: {finding.hypothesis}", ""]
