@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -575,8 +576,8 @@ def start_from_linear(model: LosslessModel, crops: Crops, coarse: Tensor) -> Non
             grams, cross = rows.mT @ weighted, weighted.mT @ target
             gram = grams.mean(0)
             gram += torch.eye(len(gram)) * (1e-5 * gram.diagonal().mean())
-            solution = torch.linalg.solve(gram, cross.mean(0))
-            apart = torch.linalg.solve(grams + gram, cross - grams @ solution)  # pulled towards the solution
+            solution = solve(gram, cross.mean(0))
+            apart = solve(grams + gram, cross - grams @ solution)  # pulled towards the solution
             root = torch.linalg.cholesky(gram)
             weight = base.weight.view(3, 1 + filters, -1)
             for k in range(3):
@@ -586,6 +587,11 @@ def start_from_linear(model: LosslessModel, crops: Crops, coarse: Tensor) -> Non
                 weight[k, 1:] = GATED_START * torch.linalg.solve_triangular(root.T, spread, upper=True).T.float()
             known.append(parts[name])
     start_vae(model.vae, coarse.cpu())
+
+
+def solve(a: Tensor, b: Tensor) -> Tensor:
+    """a^-1 b, by numpy: torch 2.15's (MKL) has been seen to wait for ever in it on a busy machine with two threads."""
+    return torch.from_numpy(np.linalg.solve(a.numpy(), b.numpy()))
 
 
 def start_vae(vae: Vae, x: Tensor) -> None:
@@ -606,7 +612,7 @@ def start_vae(vae: Vae, x: Tensor) -> None:
         target = F.pixel_unshuffle(below, 2).permute(0, 2, 3, 1).flatten(0, 2).double()
         gram = seen.T @ seen
         gram += torch.eye(len(gram)) * (1e-4 * gram.diagonal().mean())
-        solution = torch.linalg.solve(gram, seen.T @ target).T
+        solution = solve(gram, seen.T @ target).T
         expand.weight.copy_(solution)
         if g:
             error = (target - seen @ solution.T).std(0).view(-1, 4).mean(1) / LATENT_UNIT
