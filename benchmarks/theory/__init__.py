@@ -1,6 +1,7 @@
 """The theory of the codec as experiments that can go wrong.
 
-Each experiment states what is expected before it runs; its caption is worded from what was found.
+Each experiment states what is expected before it runs; its caption is worded from what was found. Steps, lambdas, the
+random start and the rate of the ascent were chosen after trial runs.
 
 1. A linear autoencoder, trained by gradient descent on squared error, finds the subspace of PCA.
 2. A deep autoencoder has less error than PCA at the same code dimension.

@@ -177,7 +177,7 @@ def dimension(data: Data, models: Mapping[int, Sequence[Plain]], at_pca: Sequenc
         "dimension",
         "A deep autoencoder against PCA",
         "at the same code dimension a deep autoencoder has less error on held-out patches, because patches do not "
-        "fill a linear subspace; started at PCA it gains at least as much as from a random start.",
+        "fill a linear subspace.",
         dimension_caption(numbers),
         numbers,
     )
@@ -189,7 +189,7 @@ def dimension_caption(numbers: Numbers) -> str:
     worse = [codes for codes, row in gains.items() if max(row) < 0]
     parts = [f"{spread(row, '+.2f', 'dB')} at K = {codes}" for codes, row in gains.items()]
     started, others = numbers["gain of those"], gains[numbers["started at PCA"]]
-    checks = [*(codes in better for codes in gains), min(started) >= max(others)]
+    checks = [codes in better for codes in gains]  # the start at PCA was added after a trial: it tests no prediction
     text = f"{verdict(*checks)} Gain over PCA from a random start: {listed(parts)}."
     if better:
         text += f" All seeds gain at K = {listed([str(codes) for codes in better])}."
@@ -198,11 +198,11 @@ def dimension_caption(numbers: Numbers) -> str:
             f" All seeds lose at K = {listed([str(codes) for codes in worse])}: PCA is the optimum of all linear "
             "codes, and so short a training does not come as near to it as that."
         )
-    text += f" Started at PCA, K = {numbers['started at PCA']} gains {spread(started, '+.3f', 'dB')}"
+    text += f" Started at PCA (added after a trial run, so nothing was predicted), K = {numbers['started at PCA']} gains {spread(started, '+.3f', 'dB')}"
     if max(started) < min(others):
         text += (
             ", less than from a random start: PCA's error is orthogonal to its components, so that the gradient of "
-            "the encoder is zero there; it is a saddle that training does not leave."
+            "the encoder is zero there, which may be a saddle that training does not leave."
             if max(map(abs, started)) < 0.05
             else ", less than from a random start."
         )
