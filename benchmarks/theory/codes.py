@@ -189,7 +189,8 @@ def dimension_caption(numbers: Numbers) -> str:
     worse = [codes for codes, row in gains.items() if max(row) < 0]
     parts = [f"{spread(row, '+.2f', 'dB')} at K = {codes}" for codes, row in gains.items()]
     started, others = numbers["gain of those"], gains[numbers["started at PCA"]]
-    checks = [codes in better for codes in gains]  # the start at PCA was added after a trial: it tests no prediction
+    # The start at PCA was added after a trial, so it tests no prediction.
+    checks = [codes in better for codes in gains]
     text = f"{verdict(*checks)} Gain over PCA from a random start: {listed(parts)}."
     if better:
         text += f" All seeds gain at K = {listed([str(codes) for codes in better])}."
