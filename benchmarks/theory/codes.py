@@ -199,7 +199,8 @@ def dimension_caption(numbers: Numbers) -> str:
             f" All seeds lose at K = {listed([str(codes) for codes in worse])}: PCA is the optimum of all linear "
             "codes, and so short a training does not come as near to it as that."
         )
-    text += f" Started at PCA (added after a trial run, so nothing was predicted), K = {numbers['started at PCA']} gains {spread(started, '+.3f', 'dB')}"
+    text += " Started at PCA (added after a trial run, so nothing was predicted),"
+    text += f" K = {numbers['started at PCA']} gains {spread(started, '+.3f', 'dB')}"
     if max(started) < min(others):
         text += (
             ", less than from a random start: PCA's error is orthogonal to its components, so that the gradient of "
