@@ -258,7 +258,8 @@ def nine_of(planes: Floats, shape: tuple[int, int, int]) -> Floats:
     _, rows, columns = shape
     padded = np.pad(planes.reshape(*shape, -1), ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
     shifted = [padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
-    return np.stack(shifted).reshape(9, *planes.shape)
+    nine: Floats = np.stack(shifted).reshape(9, *planes.shape)
+    return nine
 
 
 def passes(shape: tuple[int, int, int]) -> Iterator[tuple[str, Ints, Ints, Ints]]:
@@ -345,7 +346,8 @@ def compress(picture: Image.Image, quality: float) -> bytes:
     for box in boxes_of(header):
         blocks = blocks_of(pixels[box.top * SIDE : box.bottom * SIDE, box.left * SIDE : box.right * SIDE])
         targets = (blocks.reshape(-1, SIZE) - mean) @ parameters.basis[:, :count] / step
-        encoder = Encoder(weights, parameters.shrink, (1, *blocks.shape[:2]), count, targets, lengths)
+        shape = (1, blocks.shape[0], blocks.shape[1])
+        encoder = Encoder(weights, parameters.shrink, shape, count, targets, lengths)
         encoder.run()
         stack, crc = AnsStack(), 0
         for integers, _ in encoder.coded:
@@ -407,7 +409,7 @@ class Trainer(Encoder):
 
     frequencies: Ints = field(default_factory=lambda: np.zeros((TABLES, LEVELS), np.int64))
     excess: Floats = field(default_factory=lambda: np.zeros((TABLES, 4)))
-    used: Ints = field(default_factory=lambda: np.zeros(SIZE, np.int64))
+    used: NDArray[np.int64] = field(default_factory=lambda: np.zeros(SIZE, np.int64))
 
     def fit(self, name: str, blocks: Ints, columns: slice, inputs: Floats, prediction: Floats | None) -> None:
         targets = self.targets[blocks, columns]

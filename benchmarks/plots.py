@@ -16,7 +16,7 @@ plt.rcParams["svg.hashsalt"] = "vaecodec"  # the same picture gives the same fil
 def rate_distortion(curves: dict[str, Curve], published: dict[str, Curve], title: str, label: str, path: Path) -> Path:
     """Distortion over rate, which is logarithmic as in the BD-rate; published curves are dashed. Returns the SVG."""
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    colours = itertools.cycle(plt.get_cmap("tab10").colors)
+    colours = itertools.cycle(f"C{i}" for i in range(10))
     for marker, (name, points) in zip(itertools.cycle(MARKERS), curves.items(), strict=False):
         ours = name == "vaecodec"
         style = {"color": "black", "linewidth": 2.5, "zorder": 5} if ours else {"color": next(colours)}

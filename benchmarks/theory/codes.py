@@ -354,8 +354,9 @@ def plot_codec(numbers: Numbers, path: Path) -> None:
     )
     for name, colour, marker, line, label in styles:
         for i, curve in enumerate(numbers[name]):
-            style = {"color": colour, "marker": marker, "linestyle": line, "linewidth": 1.2, "markersize": 4}
-            axes.plot(*zip(*curve, strict=True), label=None if i else label, **style)
+            x, y = zip(*curve, strict=True)
+            text = None if i else label
+            axes.plot(x, y, color=colour, marker=marker, linestyle=line, linewidth=1.2, markersize=4, label=text)
     axes.plot(*zip(*numbers["pca, all components"], strict=True), color="black", label="PCA, all components")
     few = numbers["pca, as many components"]
     axes.plot(*zip(*few, strict=True), color="grey", linestyle=":", label=f"PCA, {k} components")
