@@ -42,7 +42,7 @@ from bitstream import (
 )
 from vaecodec.codec import TILE_MAX, Box, tiles
 from vaecodec.crops import load_images
-from vaecodec.image import metadata_of, picture_of, pixels_of
+from vaecodec.image import ImageError, grey_of, metadata_of, picture_of_samples, samples_of
 from vaecodec.weights import WeightsError
 
 PARAMETERS = Path(__file__).with_name("pca.safetensors")
@@ -336,8 +336,11 @@ def compress(picture: Image.Image, quality: float) -> bytes:
     if not 0 <= quality <= 100:
         raise ValueError(f"quality {quality} is not in 0..100")
     parameters, hundredths = packaged(), round(quality * 100)
-    pixels, mode = pixels_of(picture)
-    height, width, _ = pixels.shape
+    samples, mode, _ = samples_of(picture)
+    if mode.name not in ("L", "RGB"):
+        raise ImageError(f"files of kind PCA hold 8-bit grey and colour, not {mode.name}")
+    height, width, _ = samples.shape
+    pixels = np.broadcast_to(samples, (height, width, 3)).astype(np.uint8, copy=False)
     header = Header(Kind.PCA, mode, width, height, 8, hundredths, 0, TILE, parameters.identity)
     Limits().check(header)
     weights, count = parameters.at(hundredths), parameters.count(hundredths)
@@ -388,7 +391,9 @@ def decompress(data: bytes) -> Image.Image:
         blocks = (values.astype(np.float32) * step) @ parameters.basis[:, :count].T + mean
         inside = pixels[box.top * SIDE : box.bottom * SIDE, box.left * SIDE : box.right * SIDE]
         inside[:] = pixels_from(blocks.reshape(*shape[1:], SIZE))
-    return picture_of(pixels[: header.height, : header.width], header.mode, container.sections)
+    pixels = pixels[: header.height, : header.width]
+    samples = grey_of(pixels).astype(np.uint8) if header.mode.name == "L" else pixels
+    return picture_of_samples(samples, header.mode, container.sections)
 
 
 def boxes_of(header: Header) -> list[Box]:

@@ -133,7 +133,7 @@ def test_info(tmp_path: Path, codec: Codec, lossless: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "lossless"), [("L", False), ("RGB", False), ("L", True), ("LA", True), ("RGB", True), ("RGBA", True)]
+    ("mode", "lossless"), [(mode, lossless) for mode in ("L", "LA", "RGB", "RGBA") for lossless in (False, True)]
 )
 def test_equal_pixels_give_equal_bytes(codec: Codec, mode: str, lossless: bool) -> None:
     image = picture(37, 21, mode)
@@ -183,9 +183,8 @@ def test_a_batch_is_what_its_pictures_are(codec: Codec, lossless: bool) -> None:
 @pytest.mark.parametrize(
     ("thing", "words"),
     [
-        (np.zeros((4, 4, 4), np.uint8), "RGBA"),
-        (np.zeros((4, 4, 2), np.uint8), "LA"),
-        (np.zeros((4, 4, 3), np.uint16), "RGB;16"),
+        (np.zeros((4, 4, 5), np.uint8), "uint8"),
+        (np.zeros((4, 4, 2), np.uint16), "uint16"),
         (np.zeros((4, 4, 3)), "float64"),
         (np.zeros((2, 4, 4, 3), np.uint8), r"\[2, 4, 4, 3\]"),
         (torch.zeros(3, 4, 4), "float32"),
@@ -193,7 +192,7 @@ def test_a_batch_is_what_its_pictures_are(codec: Codec, lossless: bool) -> None:
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "compress_batch"),
     ],
 )
-def test_what_lossy_files_cannot_hold(codec: Codec, thing: Any, words: str) -> None:
+def test_what_is_no_picture(codec: Codec, thing: Any, words: str) -> None:
     with pytest.raises(ImageError, match=words):
         codec.compress(thing)
 

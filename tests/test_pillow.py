@@ -74,7 +74,7 @@ def test_modes(mode: str) -> None:
     assert same(read, image.convert({"1": "L", "P": "RGB", "PA": "RGBA"}.get(mode, mode)))
 
 
-@pytest.mark.parametrize(("mode", "lossless"), [("CMYK", True), ("F", True), ("YCbCr", True), ("RGBA", False)])
+@pytest.mark.parametrize(("mode", "lossless"), [("CMYK", True), ("F", True), ("YCbCr", False)])
 def test_modes_that_are_refused(tmp_path: Path, mode: str, lossless: bool) -> None:
     with pytest.raises(OSError, match=f"mode {mode} "):
         Image.new(mode, (4, 4)).save(tmp_path / "a.vae", lossless=lossless)

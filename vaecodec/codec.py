@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ from bitstream import (
     Limits,
     Mode,
     Record,
-    Section,
     Tile,
     VersionError,
     pack,
+    pop_plain,
+    push_plain,
     unpack,
 )
 
@@ -43,13 +44,11 @@ from .exact import UNIT, interpolate
 from .image import (
     CHANNELS,
     ImageError,
-    Pixels,
+    grey_of,
     metadata_of,
     picture_of_samples,
-    pixels_of,
     refuse_deep_colour,
     samples_of,
-    samples_of_pixels,
 )
 from .info import Source, bytes_of
 from .lossless_codec import BITS_BACK, PLAIN, RAW, ROUNDED, Samples, TileCoder, sample_type
@@ -230,50 +229,47 @@ class Codec:
     ) -> bytes:
         """The bytes of a ``.vae`` file.
 
-        picture: a Pillow picture of integers, or an array or tensor, see ``Picture``; lossy files hold 8-bit grey and
-        colour only. quality: 0 (smallest) to 100, in hundredths, of lossy files. depth: how many bits of 16-bit samples
-        are in use, 9 to 16. Equal pixels give equal bytes, whatever holds them; EXIF, ICC profile and XMP come from
-        Pillow's ``info``. Raises ImageError for pictures that are not supported, ValueError for a quality or depth out
-        of range, LimitError for a picture that no reader would accept.
+        picture: a Pillow picture of integers, or an array or tensor, see ``Picture``. quality: 0 (smallest) to 100, in
+        hundredths, of lossy files, which keep alpha without loss. depth: how many bits of 16-bit samples are in use, 9
+        to 16. Equal pixels give equal bytes, whatever holds them; EXIF, ICC profile and XMP come from Pillow's
+        ``info``. Raises ImageError for pictures that are not supported, ValueError for a quality or depth out of range,
+        LimitError for a picture that no reader would accept.
         """
         if not 0 <= quality <= 100:
             raise ValueError(f"quality {quality} is not in 0..100")
         if isinstance(picture, Tensor):
             picture = array_of(picture)
         sections = metadata_of(picture)
-        if lossless:
-            samples, mode, bits = samples_of(picture)
-            return self._compress_lossless(samples, mode, depth if bits > 8 else 8, sections, progress)
-        pixels, mode = pixels_of(picture)
-        height, width, _ = pixels.shape
-        hundredths = round(quality * 100)
-        header = Header(Kind.LOSSY, mode, width, height, 8, hundredths, 0, TILE, self.lossy.identity)
-        Limits().check(header)
-        coded = []
-        with exact_arithmetic(self.device):
-            q = torch.tensor([hundredths], device=self.device)
-            for box in tiles(-(-height // PATCH), -(-width // PATCH), TILE // PATCH):
-                y = self._analyse(pixels, box, q)
-                coded.append(self._push_tile(y, q))
-                if progress:
-                    progress(box.rows * box.columns * PATCH**2)
-        return pack(header, coded, sections)
-
-    def _compress_lossless(
-        self, samples: Samples, mode: Mode, depth: int, sections: Sequence[Section], progress: Progress | None
-    ) -> bytes:
+        samples, mode, bits = samples_of(picture)
         height, width, _ = samples.shape
-        header = Header(Kind.LOSSLESS, mode, width, height, depth, 0, 0, TILE, self.lossless.identity)
+        kind, weights = (Kind.LOSSLESS, self.lossless) if lossless else (Kind.LOSSY, self.lossy)
+        hundredths = 0 if lossless else round(quality * 100)
+        depth = depth if bits > 8 else 8
+        header = Header(kind, mode, width, height, depth, hundredths, 0, TILE, weights.identity)
         Limits().check(header)
         if samples.max() >= 2**depth:
             raise ImageError(f"the picture has samples of more than {depth} bits")
-        coder, coded = TileCoder(self.lossless if depth == 8 else None, depth), []
+        code = self._compress_lossless if lossless else self._compress_lossy
         with exact_arithmetic(self.device):
-            for box in tiles(height, width, TILE):
-                coded.append(coder.push(samples[box.top : box.bottom, box.left : box.right]))
-                if progress:
-                    progress(box.rows * box.columns)
+            coded = code(samples, header, progress or ignore)
         return pack(header, coded, sections)
+
+    def _compress_lossy(self, samples: Samples, header: Header, progress: Progress) -> list[Tile]:
+        q = torch.tensor([header.quality], device=self.device)
+        coded, whole = [], Box(0, 0, header.height, header.width)
+        for box in tiles(-(-header.height // PATCH), -(-header.width // PATCH), TILE // PATCH):
+            y = self._analyse(samples, header.depth, box, q)
+            alpha = samples[(box.times(PATCH) & whole).within(whole)][..., colours_of(header.mode) :]
+            coded.append(self._push_tile(y, q, alpha, header.depth))
+            progress(box.rows * box.columns * PATCH**2)
+        return coded
+
+    def _compress_lossless(self, samples: Samples, header: Header, progress: Progress) -> list[Tile]:
+        coder, coded = TileCoder(self.lossless if header.depth == 8 else None, header.depth), []
+        for box in tiles(header.height, header.width, TILE):
+            coded.append(coder.push(samples[box.top : box.bottom, box.left : box.right]))
+            progress(box.rows * box.columns)
+        return coded
 
     def compress_batch(
         self, pictures: Iterable[Picture], quality: float = 75.0, *, lossless: bool = False, depth: int = 16
@@ -302,7 +298,7 @@ class Codec:
         """
         container = unpack(bytes_of(data), limits or Limits())
         refuse_deep_colour(container.header.mode)
-        samples = self._decode(container, region, progress)
+        samples = self._decode(container, region, progress or ignore)
         return picture_of_samples(samples, container.header.mode, container.sections)
 
     def decode_array(
@@ -317,7 +313,7 @@ class Codec:
 
         Arguments and errors are those of ``decompress``, but 16-bit colour is no error.
         """
-        return self._decode(unpack(bytes_of(data), limits or Limits()), region, progress)
+        return self._decode(unpack(bytes_of(data), limits or Limits()), region, progress or ignore)
 
     def decode_tensor(
         self,
@@ -342,7 +338,7 @@ class Codec:
         def record(name: str, count: float) -> None:
             bits[name] = bits.get(name, 0.0) + count
 
-        self._decode_lossless(container, box_of(None, container.header.width, container.header.height), None, record)
+        self._decode_lossless(container, box_of(None, container.header.width, container.header.height), ignore, record)
         other = 8 * sum(len(tile.words) for tile in container.tiles if tile.method in (PLAIN, RAW))
         if other:
             bits["tiles without networks"] = other
@@ -350,7 +346,7 @@ class Codec:
         bits["overhead"] = 8 * len(view) - sum(bits.values())
         return bits
 
-    def _decode(self, container: Container, region: Region | None, progress: Progress | None) -> Samples:
+    def _decode(self, container: Container, region: Region | None, progress: Progress) -> Samples:
         """The samples of a region [h, w, C] in the file's mode."""
         header = container.header
         wanted = box_of(region, header.width, header.height)
@@ -358,10 +354,10 @@ class Codec:
             return self._decode_lossless(container, wanted, progress)
         if header.kind != Kind.LOSSY:
             raise VersionError(f"kind {header.kind.name} is not supported by this version")
-        return samples_of_pixels(self._decode_lossy(container, wanted, progress), header.mode)
+        return self._decode_lossy(container, wanted, progress)
 
     def _decode_lossless(
-        self, container: Container, wanted: Box, progress: Progress | None, record: Record | None = None
+        self, container: Container, wanted: Box, progress: Progress, record: Record | None = None
     ) -> Samples:
         header = container.header
         if header.colour != 0:
@@ -380,14 +376,13 @@ class Codec:
                 part = box & wanted
                 popped = coder.pop(tile, (box.rows, box.columns, channels), record)
                 samples[part.within(wanted)] = popped[part.within(box)]
-                if progress:
-                    progress(part.rows * part.columns)
+                progress(part.rows * part.columns)
         return samples
 
-    def _decode_lossy(self, container: Container, wanted: Box, progress: Progress | None) -> Pixels:
+    def _decode_lossy(self, container: Container, wanted: Box, progress: Progress) -> Samples:
         header = container.header
-        if header.colour != 0 or header.mode.name not in ("L", "RGB"):
-            raise VersionError(f"mode {header.mode.name} of lossy files is not supported by this version")
+        if header.colour != 0:
+            raise VersionError(f"colour transform {header.colour} is not supported by this version")
         if header.tile > TILE_MAX:
             raise CorruptError(f"tile size {header.tile} is larger than {TILE_MAX}")
         if header.model != self.lossy.identity:
@@ -396,28 +391,36 @@ class Codec:
         inner = Box(wanted.top // PATCH, wanted.left // PATCH, -(-wanted.bottom // PATCH), -(-wanted.right // PATCH))
         outer = inner.grown(self.lossy.margin) & grid
         boxes = tiles(grid.rows, grid.columns, header.tile // PATCH)
+        colours, channels = colours_of(header.mode), CHANNELS[header.mode]
         latents = np.empty((self.lossy.model.config.latent, outer.rows, outer.columns), np.int32)
-        pixels = np.empty((inner.rows * PATCH, inner.columns * PATCH, 3), np.uint8)
+        samples: Samples = np.empty((wanted.rows, wanted.columns, channels), sample_type(header.depth))
         with exact_arithmetic(self.device):
             q = torch.tensor([header.quality], device=self.device)
             for box, tile in zip(boxes, container.tiles, strict=True):
                 if part := box & outer:
-                    popped = self._pop_tile(tile, box, q)
+                    covered = box.times(PATCH) & Box(0, 0, header.height, header.width)
+                    shape = (covered.rows, covered.columns, channels - colours)
+                    popped, alpha = self._pop_tile(tile, box, q, shape, header.depth)
                     latents[:, *part.within(outer)] = popped[:, *part.within(box)]
+                    if shown := covered & wanted:
+                        samples[shown.within(wanted)][..., colours:] = alpha[shown.within(covered)]
             for box in boxes:
                 if part := box & inner:
-                    area = part.times(PATCH).within(inner.times(PATCH))
-                    pixels[area] = self._synthesise(latents, outer, part, q)
-                    if progress:
-                        progress(part.rows * part.columns * PATCH**2)
-        return pixels[wanted.within(inner.times(PATCH))]
+                    shown = part.times(PATCH) & wanted
+                    pixels = self._synthesise(latents, outer, part, q, header.depth)[shown.within(part.times(PATCH))]
+                    samples[shown.within(wanted)][..., :colours] = grey_of(pixels) if colours == 1 else pixels
+                    progress(part.rows * part.columns * PATCH**2)
+        return samples
 
-    def _analyse(self, pixels: Pixels, box: Box, q: Tensor) -> Tensor:
+    def _analyse(self, samples: Samples, depth: int, box: Box, q: Tensor) -> Tensor:
         """y of one tile in steps of the quantiser: float [1, M, h, w]."""
-        grid = Box(0, 0, -(-pixels.shape[0] // PATCH), -(-pixels.shape[1] // PATCH))
+        grid = Box(0, 0, -(-samples.shape[0] // PATCH), -(-samples.shape[1] // PATCH))
         outer = box.grown(self.lossy.margin) & grid
-        part = pixels[outer.times(PATCH).within(grid)]
-        x = torch.from_numpy(np.array(part)).to(self.device).permute(2, 0, 1)[None].float()
+        part = samples[outer.times(PATCH).within(grid)]
+        x = torch.from_numpy(np.array(part[..., :3]) if part.shape[2] > 2 else part[..., :1].repeat(3, 2))
+        x = x.to(self.device, torch.float32).permute(2, 0, 1)[None]
+        if depth > 8:
+            x = x * (255 / (2**depth - 1))
         missing = (outer.columns * PATCH - x.shape[3], outer.rows * PATCH - x.shape[2])
         x = F.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
         model = self.lossy.model
@@ -425,8 +428,8 @@ class Codec:
         y = self.lossy.quantiser_units(model.g_a(x, q), q)
         return y[:, :, *box.within(outer)]
 
-    def _push_tile(self, y: Tensor, q: Tensor) -> Tile:
-        """Quantise and code one tile. What the decoder needs first is pushed last."""
+    def _push_tile(self, y: Tensor, q: Tensor, alpha: Samples, depth: int) -> Tile:
+        """Quantise and code one tile; alpha [H, W, 1 or 0]. What the decoder needs first is pushed last."""
         model = self.lossy.model
         rows, columns = y.shape[2:]
         padded = F.pad(y, (0, -columns % HYPER, 0, -rows % HYPER), mode="replicate")
@@ -443,8 +446,10 @@ class Codec:
             y_hat = place(y_hat, quarters, torch.from_numpy(chosen).to(y).view(mean.shape) + mean)
             parts.append((chosen, ids))
         crc, stack = 0, AnsStack()
-        for values, _ in parts:
+        for values in (*(values for values, _ in parts), alpha):
             crc = checksum(values, crc)
+        if alpha.size:
+            push_plain(stack, alpha, depth)
         for values, ids in reversed(parts):
             stack.push(values, self.lossy.tables, ids)
         return Tile(NETWORK, crc, stack.to_bytes())
@@ -463,8 +468,11 @@ class Codec:
         integers: Symbols = symbols.astype(np.int32)
         return integers
 
-    def _pop_tile(self, tile: Tile, box: Box, q: Tensor) -> NDArray[np.int32]:
-        """The latents of one tile: int32 [M, h, w] in steps of 1/16. Raises CorruptError."""
+    def _pop_tile(
+        self, tile: Tile, box: Box, q: Tensor, shape: tuple[int, int, int], depth: int
+    ) -> tuple[Symbols, Samples]:
+        """The latents of one tile, int32 [M, h, w] in steps of 1/16, and its alpha, of the shape given: [H, W, 1 or 0].
+        Raises CorruptError."""
         if tile.method != NETWORK:
             raise VersionError(f"unknown tile method {tile.method}")
         model, stack = self.lossy.model, AnsStack(tile.words)
@@ -488,9 +496,10 @@ class Codec:
             mean, index = context(features, y_hat, q)
             symbols = pop(flat(index)).to(dtype).view(mean.shape)
             y_hat = place(y_hat, step_quarters(rows, columns, step, device), symbols + mean)
-        if crc != tile.crc or not stack.is_empty():
+        alpha: Samples = pop_plain(stack, shape, depth) if shape[2] else np.empty(shape, np.uint16)
+        if checksum(alpha, crc) != tile.crc or not stack.is_empty():
             raise CorruptError("a tile fails its checksum")
-        return flat(y_hat / UNIT).reshape(c.latent, rows, columns)
+        return flat(y_hat / UNIT).reshape(c.latent, rows, columns), alpha
 
     def _z_tables(self, z: Tensor, q: Tensor) -> Symbols:
         return flat(interpolate(self.lossy.z_index, q)[:, :, None, None].expand(z.shape))
@@ -500,16 +509,18 @@ class Codec:
         features: Tensor = self.lossy.model.h_s(z_hat, q)
         return features[:, :, :rows, :columns]
 
-    def _synthesise(self, latents: Symbols, held: Box, box: Box, q: Tensor) -> Pixels:
-        """The pixels of a box, uint8 [H, W, 3], from the latents [M, h, w] of ``held``: the box and, as far as the
-        picture reaches, the margin around it."""
+    def _synthesise(self, latents: Symbols, held: Box, box: Box, q: Tensor, depth: int) -> Symbols:
+        """What g_s makes of a box, int32 [H, W, 3] in 0..2**depth - 1, from the latents [M, h, w] of ``held``: the box
+        and, as far as the picture reaches, the margin around it."""
         outer = box.grown(self.lossy.margin) & held
         part = latents[:, *outer.within(held)]
         y_hat = torch.from_numpy(np.array(part)).to(self.device)[None].long()
         stream = self.lossy.stream(y_hat, q).contiguous(memory_format=torch.channels_last)
-        x_hat = torch.floor(self.lossy.model.g_s(stream, q) + 0.5).clamp(0, 255).to(torch.uint8)
-        inner = x_hat[0, :, *box.times(PATCH).within(outer.times(PATCH))]
-        pixels: Pixels = inner.permute(1, 2, 0).cpu().numpy()
+        x_hat = self.lossy.model.g_s(stream, q)[0, :, *box.times(PATCH).within(outer.times(PATCH))]
+        # In integers, steps of 1/16, so that 16 bits are as exact as 8.
+        steps = (x_hat * 16).clamp_(0, 255 * 16).to(torch.int32)
+        steps.mul_(2 * (2**depth - 1)).add_(255 * 16).floor_divide_(2 * 255 * 16)
+        pixels: Symbols = steps.permute(1, 2, 0).cpu().numpy()
         return pixels
 
 
@@ -551,6 +562,15 @@ def flat(x: Tensor) -> Symbols:
     return symbols
 
 
-def checksum(symbols: Symbols, crc: int) -> int:
+def ignore(_count: int) -> None:
+    """Progress that nobody follows."""
+
+
+def colours_of(mode: Mode) -> int:
+    """Channels of a mode without alpha."""
+    return 3 if CHANNELS[mode] > 2 else 1
+
+
+def checksum(symbols: NDArray[np.integer[Any]], crc: int) -> int:
     """CRC-32 of little-endian int32, continued."""
     return zlib.crc32(symbols.astype("<i4", copy=False).tobytes(), crc)

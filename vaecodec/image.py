@@ -12,7 +12,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from bitstream import EXIF, ICC, XMP, Limits, Mode, Section, VaeError
 
-Pixels = NDArray[np.uint8]
 Samples = NDArray[np.unsignedinteger[Any]]
 CHANNELS = {mode: {"L": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode.name.split(";")[0]] for mode in Mode}
 
@@ -48,7 +47,7 @@ def refuse_frames(picture: Image.Image) -> None:
 
 
 def samples_of(picture: Image.Image | NDArray[Any]) -> tuple[Samples, Mode, int]:
-    """Samples [H, W, C], uint8 or uint16, mode and bits a sample of a picture to be kept without loss.
+    """Samples [H, W, C], uint8 or uint16, mode and bits a sample of a picture.
 
     picture: Pillow's, or an array as ``array_samples`` takes it. Black and white becomes grey, a palette the colours
     it stands for, with alpha if it has any. Raises ImageError for pictures whose values this would change.
@@ -91,6 +90,12 @@ def array_samples(array: NDArray[Any]) -> tuple[Samples, Mode, int]:
     return samples, Mode[modes[channels - 1]], 8 * array.dtype.itemsize
 
 
+def grey_of(pixels: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+    """[H, W, 1], the mean of the three channels [H, W, 3] that the networks gave for a grey picture."""
+    grey: NDArray[np.int32] = (pixels.sum(2, keepdims=True, dtype=np.int32) + 1) // 3
+    return grey
+
+
 def picture_of_samples(samples: Samples, mode: Mode, sections: tuple[Section, ...]) -> Image.Image:
     """The Pillow picture of samples [H, W, C]. Raises ImageError for 16-bit colour."""
     refuse_deep_colour(mode)
@@ -102,37 +107,6 @@ def refuse_deep_colour(mode: Mode) -> None:
     """Raises ImageError for modes of files that Pillow has none for."""
     if mode.name in ("RGB;16", "RGBA;16"):
         raise ImageError(f"Pillow has no mode for {mode.name}: use Codec.decode_array")
-
-
-def pixels_of(picture: Image.Image | NDArray[Any]) -> tuple[Pixels, Mode]:
-    """uint8 [H, W, 3] of an 8-bit grey or colour picture or array, and its mode. Raises ImageError for any other."""
-    if isinstance(picture, np.ndarray):
-        samples, kept, _ = array_samples(picture)
-        if kept not in (Mode["L"], Mode["RGB"]):
-            raise ImageError(f"lossy files hold 8-bit grey and colour: mode {kept.name} is not supported yet")
-        return np.broadcast_to(samples, (*samples.shape[:2], 3)).astype(np.uint8, copy=False), kept
-    refuse_deep(picture)
-    refuse_frames(picture)
-    mode = picture.mode
-    if mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
-        raise ImageError(f"mode {mode} with transparency is not supported yet: flatten it first")
-    if mode not in ("1", "L", "P", "RGB"):
-        raise ImageError(f"mode {mode} is not supported: convert it to 8-bit RGB or L first")
-    kept = Mode["L"] if mode in ("1", "L") else Mode["RGB"]
-    return np.asarray(picture.convert("L").convert("RGB") if kept == Mode["L"] else picture.convert("RGB")), kept
-
-
-def samples_of_pixels(pixels: Pixels, mode: Mode) -> Pixels:
-    """Samples [H, W, C] in the mode of a lossy file from the three channels that its networks gave."""
-    if mode != Mode["L"]:
-        return pixels
-    grey: Pixels = ((pixels.astype(np.uint16).sum(2, keepdims=True) + 1) // 3).astype(np.uint8)
-    return grey
-
-
-def picture_of(pixels: Pixels, mode: Mode, sections: tuple[Section, ...]) -> Image.Image:
-    """The Pillow picture of uint8 [H, W, 3], in the mode it had, with its metadata."""
-    return picture_of_samples(samples_of_pixels(pixels, mode), mode, sections)
 
 
 def with_metadata(picture: Image.Image, sections: tuple[Section, ...]) -> Image.Image:

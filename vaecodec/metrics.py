@@ -63,8 +63,10 @@ def psnr_of(x: Samples, y: Samples, peak: int = 255) -> float:
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
-    """PSNR in dB of two 8-bit pictures, over RGB."""
-    return psnr_of(np.asarray(a.convert("RGB")), np.asarray(b.convert("RGB")))
+    """PSNR in dB of the colours of two pictures of one size and mode; alpha does not count."""
+    (x, _, depth), (y, _, _) = samples_of(a), samples_of(b)
+    colours = 3 if x.shape[2] > 2 else 1
+    return psnr_of(x[..., :colours], y[..., :colours], 2**depth - 1)
 
 
 def ms_ssim_of(x: Samples, y: Samples, peak: int = 255) -> float:
