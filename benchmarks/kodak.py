@@ -19,11 +19,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from vaecodec.cli import main as vaecodec_main
+from vaecodec.metrics import psnr
 
 from . import plots, report
 from .bd_rate import Curve, bd_rate
 from .codecs import CODECS, Codec
-from .metrics import SIDE_MIN, decibels, ms_ssim, psnr
+from .metrics import SIDE_MIN, decibels, ms_ssim
 from .pictures import Cache, Picture, open_picture
 from .speed import fresh_process
 

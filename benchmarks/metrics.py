@@ -1,4 +1,4 @@
-"""How near a decoded picture is to the original: PSNR and MS-SSIM, both over 8-bit RGB."""
+"""MS-SSIM of 8-bit RGB as the package pytorch-msssim has it; PSNR is ``vaecodec.metrics``'."""
 
 import math
 
@@ -9,13 +9,6 @@ from torch import Tensor
 
 SIDE_MIN = 161
 """Pixels along the shorter side that MS-SSIM needs: its window of 11 still has to fit after four halvings."""
-
-
-def psnr(original: Image.Image, decoded: Image.Image) -> float:
-    """PSNR in dB, peak 255, the squared error averaged over pixels and channels together."""
-    error = np.asarray(original, np.float64) - np.asarray(decoded, np.float64)
-    mse = float(np.mean(error**2))
-    return 10 * math.log10(255**2 / mse) if mse else math.inf
 
 
 def ms_ssim(original: Image.Image, decoded: Image.Image) -> float:

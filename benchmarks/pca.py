@@ -124,13 +124,9 @@ class Parameters:
 
 
 def lengths_of(tables: Tables) -> Floats:
-    """float32 [TABLES, LEVELS]: bits of each magnitude, sign included; escaped ones by a rule of thumb."""
-    bits = np.empty((TABLES, LEVELS), np.float32)
-    for low, counts, row in zip(tables.lows.tolist(), tables.counts, bits, strict=True):
-        own = 24 - np.log2(counts)
-        row[: 1 - low] = own[-low:-1]
-        row[1 - low :] = own[-1] + 2 + 2 * np.log2(np.arange(1, LEVELS + low))
-    return bits
+    """float32 [TABLES, LEVELS]: bits of each magnitude, sign included."""
+    ids, magnitudes = np.indices((TABLES, LEVELS))
+    return tables.bits(ids.ravel(), magnitudes.ravel()).astype(np.float32).reshape(ids.shape)
 
 
 def load(path: Path) -> Parameters:

@@ -14,8 +14,10 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from vaecodec.metrics import psnr
+
 from .codecs import Codec
-from .metrics import ms_ssim, psnr
+from .metrics import ms_ssim
 from .pictures import Cache, Picture
 
 BPP = 0.3

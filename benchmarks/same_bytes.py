@@ -6,9 +6,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from vaecodec import Codec
+from vaecodec.metrics import psnr
 
 from .codecs import jpeg
-from .metrics import psnr
 
 
 def run(source: Path, bpp: float, box: tuple[int, int, int, int], out: Path) -> None:

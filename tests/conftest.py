@@ -134,11 +134,9 @@ def shipped_lossless() -> Path:
     return packaged("lossless")
 
 
-@pytest.fixture(scope="session")
-def lossless_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_lossless_weights(path: Path) -> None:
     """A small lossless model, trained for a few steps and exported."""
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "lossless.safetensors"
     objective, device = Lossless(LOSSLESS, coarse_crop=16), torch.device("cpu")
     model = objective.build()
     images = [torch.from_numpy(np.array(picture(96, 96, seed=seed))).permute(2, 0, 1) for seed in range(4)]
@@ -155,6 +153,13 @@ def lossless_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.exact(True)
         tables = export.fit_pixel_tables(model, crops), export.latent_tables(True), export.latent_tables(False)
     weights.save_lossless(path, model, *tables)
+
+
+@pytest.fixture(scope="session")
+def lossless_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of the small lossless model."""
+    path = tmp_path_factory.mktemp("weights") / "lossless.safetensors"
+    write_lossless_weights(path)
     return path
 
 

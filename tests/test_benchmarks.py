@@ -21,9 +21,10 @@ from scipy.interpolate import Akima1DInterpolator
 from benchmarks import bitsback, codecs, kodak, report, same_bytes
 from benchmarks.__main__ import main
 from benchmarks.bd_rate import Curve, bd_rate
-from benchmarks.metrics import decibels, ms_ssim, psnr
+from benchmarks.metrics import decibels, ms_ssim
 from benchmarks.pictures import Cache
 from vaecodec import Codec
+from vaecodec.metrics import psnr
 
 # Pillow's JPEG (4:2:0) and WebP (method 6) on Kodak-24: bits per pixel, PSNR in dB.
 JPEG: Curve = [

@@ -6,7 +6,7 @@
     )
 
 Whoever reads such an array needs vaecodec installed and no import of it: numcodecs finds it by its entry point. torch
-is imported when the first chunk is coded.
+is imported when the first chunk is coded. Format 3 of zarr takes ``VaeSerializer``.
 """
 
 from __future__ import annotations

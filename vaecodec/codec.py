@@ -52,11 +52,10 @@ from .image import (
 )
 from .info import Source, bytes_of
 from .lossless_codec import BITS_BACK, PLAIN, RAW, ROUNDED, Samples, TileCoder, sample_type
-from .model import pick, place, step_quarters
+from .model import HYPER, PATCH, pick, place, step_quarters
+from .refine import STEPS, refined
 from .weights import Lossless, Lossy, WeightsError, load, packaged
 
-PATCH = 16  # pixels to a latent, along one side
-HYPER = 4  # latents to a hyper-latent, along one side
 NETWORK = 0  # the only tile method of lossy files
 TILE = 1024
 TILE_MAX = 2048  # it bounds the memory and the work that a tile costs before its checksum is known
@@ -142,7 +141,8 @@ def box_of(region: Region | None, width: int, height: int) -> Box:
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
     """No gradient, no autocast, and on CUDA plain matrix products instead of cuDNN's algorithms (TF32, Winograd)."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
             stack.enter_context(_without_cudnn())
@@ -226,17 +226,23 @@ class Codec:
         *,
         lossless: bool = False,
         depth: int = 16,
+        effort: int = 0,
     ) -> bytes:
         """The bytes of a ``.vae`` file.
 
         picture: a Pillow picture of integers, or an array or tensor, see ``Picture``. quality: 0 (smallest) to 100, in
         hundredths, of lossy files, which keep alpha without loss. depth: how many bits of 16-bit samples are in use, 9
-        to 16. Equal pixels give equal bytes, whatever holds them; EXIF, ICC profile and XMP come from Pillow's
-        ``info``. Raises ImageError for pictures that are not supported, ValueError for a quality or depth out of range,
+        to 16. effort: 0 (fast) to 9 (small): the latents of lossy files are refined for this picture, see
+        ``refine.STEPS``; lossless tiles are coded in every way, not only in those that are worth a try. Equal pixels
+        give equal bytes, whatever holds them; EXIF, ICC profile and XMP come from Pillow's ``info``.
+
+        Raises ImageError for pictures that are not supported, ValueError for a quality, depth or effort out of range,
         LimitError for a picture that no reader would accept.
         """
         if not 0 <= quality <= 100:
             raise ValueError(f"quality {quality} is not in 0..100")
+        if effort not in range(len(STEPS)):
+            raise ValueError(f"effort {effort} is not in 0..{len(STEPS) - 1}")
         if isinstance(picture, Tensor):
             picture = array_of(picture)
         sections = metadata_of(picture)
@@ -251,34 +257,41 @@ class Codec:
             raise ImageError(f"the picture has samples of more than {depth} bits")
         code = self._compress_lossless if lossless else self._compress_lossy
         with exact_arithmetic(self.device):
-            coded = code(samples, header, progress or ignore)
+            coded = code(samples, header, effort, progress or ignore)
         return pack(header, coded, sections)
 
-    def _compress_lossy(self, samples: Samples, header: Header, progress: Progress) -> list[Tile]:
+    def _compress_lossy(self, samples: Samples, header: Header, effort: int, progress: Progress) -> list[Tile]:
         q = torch.tensor([header.quality], device=self.device)
         coded, whole = [], Box(0, 0, header.height, header.width)
         for box in tiles(-(-header.height // PATCH), -(-header.width // PATCH), TILE // PATCH):
-            y = self._analyse(samples, header.depth, box, q)
+            y = self._analyse(samples, header.depth, box, q, effort)
             alpha = samples[(box.times(PATCH) & whole).within(whole)][..., colours_of(header.mode) :]
             coded.append(self._push_tile(y, q, alpha, header.depth))
             progress(box.rows * box.columns * PATCH**2)
         return coded
 
-    def _compress_lossless(self, samples: Samples, header: Header, progress: Progress) -> list[Tile]:
-        coder, coded = TileCoder(self.lossless if header.depth == 8 else None, header.depth), []
+    def _compress_lossless(self, samples: Samples, header: Header, effort: int, progress: Progress) -> list[Tile]:
+        coder, coded = TileCoder(self.lossless if header.depth == 8 else None, header.depth, effort > 0), []
         for box in tiles(header.height, header.width, TILE):
             coded.append(coder.push(samples[box.top : box.bottom, box.left : box.right]))
             progress(box.rows * box.columns)
         return coded
 
     def compress_batch(
-        self, pictures: Iterable[Picture], quality: float = 75.0, *, lossless: bool = False, depth: int = 16
+        self,
+        pictures: Iterable[Picture],
+        quality: float = 75.0,
+        *,
+        lossless: bool = False,
+        depth: int = 16,
+        effort: int = 0,
     ) -> list[bytes]:
         """A file for each picture, byte for byte that of ``compress``.
 
         pictures: a tensor [N, C, H, W], an array [N, H, W, C], or pictures of any kinds and sizes.
         """
-        return [self.compress(picture, quality, lossless=lossless, depth=depth) for picture in pictures]
+        options: dict[str, Any] = {"lossless": lossless, "depth": depth, "effort": effort}
+        return [self.compress(picture, quality, **options) for picture in pictures]
 
     def decompress(
         self,
@@ -412,7 +425,7 @@ class Codec:
                     progress(part.rows * part.columns * PATCH**2)
         return samples
 
-    def _analyse(self, samples: Samples, depth: int, box: Box, q: Tensor) -> Tensor:
+    def _analyse(self, samples: Samples, depth: int, box: Box, q: Tensor, effort: int) -> Tensor:
         """y of one tile in steps of the quantiser: float [1, M, h, w]."""
         grid = Box(0, 0, -(-samples.shape[0] // PATCH), -(-samples.shape[1] // PATCH))
         outer = box.grown(self.lossy.margin) & grid
@@ -426,7 +439,8 @@ class Codec:
         model = self.lossy.model
         x = x.to(model.log_ratio.dtype).contiguous(memory_format=torch.channels_last)
         y = self.lossy.quantiser_units(model.g_a(x, q), q)
-        return y[:, :, *box.within(outer)]
+        inside = box.within(outer)
+        return refined(self.lossy, x, y, inside, q, STEPS[effort]) if effort else y[..., *inside]
 
     def _push_tile(self, y: Tensor, q: Tensor, alpha: Samples, depth: int) -> Tile:
         """Quantise and code one tile; alpha [H, W, 1 or 0]. What the decoder needs first is pushed last."""
@@ -533,9 +547,11 @@ def shared(device: str = "auto") -> Codec:
     return _shared.setdefault(codec.device, codec)
 
 
-def compress(picture: Picture, *, quality: float = 75.0, lossless: bool = False, device: str = "auto") -> bytes:
+def compress(
+    picture: Picture, *, quality: float = 75.0, lossless: bool = False, effort: int = 0, device: str = "auto"
+) -> bytes:
     """The bytes of a ``.vae`` file; see ``Codec.compress``."""
-    return shared(device).compress(picture, quality, lossless=lossless)
+    return shared(device).compress(picture, quality, lossless=lossless, effort=effort)
 
 
 def decompress(

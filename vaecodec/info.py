@@ -11,7 +11,7 @@ from bitstream import Kind, Limits, unpack
 Source = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes]
 """A file's bytes, its path, or a binary file object, which is read to its end."""
 
-UNLIMITED = Limits(max_pixels=2**64, max_side=2**32)
+UNLIMITED = Limits(max_pixels=2**64, max_side=2**32, max_tiles=2**64)
 """For what allocates nothing, or is limited by others."""
 
 

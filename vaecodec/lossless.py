@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .exact import Conv, keep_in, requantise, snap
+from .ranks import share_of_noise
 
 if TYPE_CHECKING:
     from .crops import Crops
@@ -496,7 +497,7 @@ class Vae(nn.Module):
         for g in range(len(features) - 1, -1, -1):
             p_mean, p_index = self.prior_of(g, above, features[g])
             q_mean, q_index = self.posterior_of(g, above, features[g], x)
-            z = q_mean + torch.randn_like(q_mean) * latent_scale_of(q_index) * LATENT_UNIT
+            z = q_mean + share_of_noise(torch.randn_like, q_mean) * latent_scale_of(q_index) * LATENT_UNIT
             above = self.descend(g, above, z)
             latents.append(Latent(q_mean, q_index, p_mean, p_index))
         assert above is not None

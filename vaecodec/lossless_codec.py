@@ -100,10 +100,10 @@ def phase_views(picture: NDArray[np.int32], levels: int, colours: int) -> list[N
 
 
 class TileCoder:
-    """Codes tiles with one set of weights; ``depth`` bits a sample."""
+    """Codes tiles with one set of weights; ``depth`` bits a sample. thorough: try what is hardly worth it."""
 
-    def __init__(self, weights: Lossless | None, depth: int) -> None:
-        self.weights, self.depth = weights, depth
+    def __init__(self, weights: Lossless | None, depth: int, thorough: bool = False) -> None:
+        self.weights, self.depth, self.thorough = weights, depth, thorough
 
     def push(self, samples: Samples) -> Tile:
         """The smallest of the ways to code a tile [h, w, C] that are worth a try."""
@@ -111,7 +111,7 @@ class TileCoder:
         candidates = [Tile(RAW, crc, raw(samples))]
         if self.weights is not None:
             candidates.append(self._push_network(self.weights, samples, crc))
-        if self.weights is None or may_be_drawn(samples):
+        if self.weights is None or self.thorough or may_be_drawn(samples):
             stack = AnsStack()
             push_plain(stack, samples, self.depth)
             candidates.append(Tile(PLAIN, crc, stack.to_bytes()))
@@ -237,7 +237,10 @@ class Network:
             return codec
 
         def pop(stack: AnsStack) -> list[Values]:
-            z = codec.pop(stack)
+            try:
+                z = codec.pop(stack)
+            except CorruptError:  # at the bottom already
+                raise StarvedError from None
             if stack.bits() < 64:
                 raise StarvedError
             return z

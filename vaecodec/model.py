@@ -21,6 +21,7 @@ h_s, the context networks and g_s are exact (see ``exact.py``); g_a and h_a only
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,10 +41,15 @@ from .exact import (
     requantise,
     snap,
 )
+from .ranks import share_of_noise
 
 SCALES = 64
 SCALE_MIN, SCALE_MAX = 0.11, 256.0
 LAMBDA_MIN, LAMBDA_MAX = 0.001, 0.25
+PATCH = 16
+"""Pixels to a latent, along one side."""
+HYPER = 4
+"""Latents to a hyper-latent, along one side."""
 STEPS = 4
 STEP_ORDER = (0, 3, 1, 2)
 """A step's quarter, xor the parity of the position. Diagonal neighbours come first (0 and 3): then the last two steps
@@ -251,6 +257,15 @@ class Pass(NamedTuple):
     scale_index: Tensor
 
 
+class Quantised(NamedTuple):
+    """bits [B] of y and z; y_hat [B, M, h, w]; the rest as in ``Pass``."""
+
+    bits: Tensor
+    y_hat: Tensor
+    residual: Tensor
+    scale_index: Tensor
+
+
 class LossyModel(nn.Module):
     """All networks of the lossy codec; ``exact(True)`` rounds those that the decoder runs."""
 
@@ -295,31 +310,49 @@ class LossyModel(nn.Module):
         y = self.g_a(x, quality).float()
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not exact):
             inverse = per_channel(interpolate(self.log_inverse.exp(), quality))
-            y = self.scaled(y, inverse, quality)
-            z = self.h_a(y, quality).float()
             z_mean = per_channel(interpolate(snap(self.z_mean, UNIT), quality))
             z_index = per_channel(interpolate(self.z_index, quality)).clamp(0, SCALES - 1)
-            z_hat = snap(z - z_mean, 1.0) + z_mean
-            bits_z = gaussian_bits(z_hat - z_mean if hard else z - z_mean + noise(z), scale_of(z_index))
-            features = self.h_s(z_hat, quality)
-            y_hat, steps = torch.zeros_like(y), []
-            for step, context in enumerate(self.context):
-                quarters = step_quarters(y.shape[2], y.shape[3], step, y.device)
-                mean, index = context(features, y_hat, quality)
-                value = pick(y, quarters) - mean
-                rounded = snap(value, 1.0)
-                y_hat = place(y_hat, quarters, rounded + mean)
-                steps.append((rounded if hard else value + noise(value), index))
-            residual, scale_index = (torch.cat(parts, 1) for parts in zip(*steps, strict=True))
-            bits_y = gaussian_bits(residual, scale_of(scale_index))
-            x_hat = self.g_s(stream(y_hat * inverse, exact), quality)
-        bits = bits_y.sum((1, 2, 3)) + bits_z.sum((1, 2, 3))
-        return Pass(bits, x_hat.float(), residual, scale_index)
+            y = self.scaled(y, inverse, quality)
+            coded = self.quantised(y, z_mean, z_index, quality, rounded if hard else noisy)
+            x_hat = self.g_s(stream(coded.y_hat * inverse, exact), quality)
+        return Pass(coded.bits, x_hat.float(), coded.residual, coded.scale_index)
+
+    def quantised(
+        self, y: Tensor, z_mean: Tensor, z_index: Tensor, quality: Tensor, rounding: Callable[[Tensor], Rounded]
+    ) -> Quantised:
+        """y [B, M, h, w], in steps of the quantiser, as the decoder gets it, and its bits. z_mean and z_index
+        [B, C_z, 1, 1]: the prior of z."""
+        rows, columns = y.shape[2:]
+        z = self.h_a(F.pad(y, (0, -columns % HYPER, 0, -rows % HYPER), mode="replicate"), quality).float()
+        counted, z_hat = rounding(z - z_mean)
+        bits = gaussian_bits(counted, scale_of(z_index)).sum((1, 2, 3))
+        features = self.h_s(z_hat + z_mean, quality)[:, :, :rows, :columns]
+        y_hat, steps = torch.zeros_like(y), []
+        for step, context in enumerate(self.context):
+            quarters = step_quarters(rows, columns, step, y.device)
+            mean, index = context(features, y_hat, quality)
+            counted, value = rounding(pick(y, quarters) - mean)
+            y_hat = place(y_hat, quarters, value + mean)
+            steps.append((counted, index))
+        residual, scale_index = (torch.cat(parts, 1) for parts in zip(*steps, strict=True))
+        bits = bits + gaussian_bits(residual, scale_of(scale_index)).sum((1, 2, 3))
+        return Quantised(bits, y_hat, residual, scale_index)
+
+
+Rounded = tuple[Tensor, Tensor]
+"""Of a latent less its mean: the value whose bits are counted, and the one that goes on to the decoder."""
+
+
+def rounded(value: Tensor) -> Rounded:
+    """As the codec does it; the gradient passes straight through."""
+    whole = snap(value, 1.0)
+    return whole, whole
+
+
+def noisy(value: Tensor) -> Rounded:
+    """In training the bits are those of the uniform posterior."""
+    return value + share_of_noise(torch.rand_like, value) - 0.5, snap(value, 1.0)
 
 
 def per_channel(x: Tensor) -> Tensor:
     return x[:, :, None, None]
-
-
-def noise(x: Tensor) -> Tensor:
-    return torch.rand_like(x) - 0.5

@@ -15,6 +15,7 @@ from .crops import Crops
 from .exact import QUALITY_MAX
 from .lossless import LosslessModel, start_from_linear
 from .model import PIXEL_SCALE, LossyModel, lagrangian
+from .ranks import share
 
 PCA_CROPS = 700
 VALIDATION_QUALITIES = (0, 2500, 5000, 7500, 10000)
@@ -38,7 +39,7 @@ class Objective(Protocol):
         """Set the untrained model's linear parts to what is best on some crops."""
 
     def loss(self, run: nn.Module, crops: Crops, batch: int, device: torch.device) -> Tensor:
-        """The loss of one batch."""
+        """The loss of this process's share of one batch."""
 
     def validate(self, model: Any, images: list[Tensor], device: torch.device) -> dict[str, float]:
         """Columns of the training curve."""
@@ -126,8 +127,8 @@ class Lossy:
         start_from_pca(model, crops)
 
     def loss(self, run: nn.Module, crops: Crops, batch: int, device: torch.device) -> Tensor:
-        x = crops.batch(batch).to(device).contiguous(memory_format=torch.channels_last)
-        return rate_distortion_loss(run, x, crops.qualities(batch).to(device), self.loss_power)
+        x, quality = (share(drawn).to(device) for drawn in (crops.batch(batch), crops.qualities(batch)))
+        return rate_distortion_loss(run, x.contiguous(memory_format=torch.channels_last), quality, self.loss_power)
 
     def validate(self, model: LossyModel, images: list[Tensor], device: torch.device) -> dict[str, float]:
         return {
@@ -172,7 +173,7 @@ class Lossless:
 
     def loss(self, run: nn.Module, crops: Crops, batch: int, device: torch.device) -> Tensor:
         x, coarse = (
-            part.to(device).contiguous(memory_format=torch.channels_last)
+            share(part).to(device).contiguous(memory_format=torch.channels_last)
             for part in (crops.batch(batch), crops.batch(self.coarse_batch, self.coarse_crop, self.step))
         )
         levels, *vae = run(x, coarse)

@@ -67,17 +67,22 @@ class Machine:
     weights: Path | None
     quiet: bool = False
 
-    def codec(self) -> Codec:
+    def codec(self, kind: str | None = None) -> Codec:
+        """kind: "lossy" or "lossless", where no other weights are of use. Raises WeightsError if they are others."""
         import torch
 
         from .codec import Codec
+        from .weights import WeightsError, kind_of
 
         if self.threads:
             torch.set_num_threads(self.threads)
         try:
-            return Codec(self.device, self.weights)
+            codec = Codec(self.device, self.weights)
         except (RuntimeError, AssertionError) as error:  # torch's own words for a device that is not there
             raise click.UsageError(f"device {self.device}: {str(error).splitlines()[0]}") from None
+        if kind and self.weights and (found := kind_of(self.weights)) != kind:
+            raise WeightsError(f"{self.weights.name} holds {found} weights, and these files are {kind}")
+        return codec
 
 
 def with_options(command: Any, *options: Any) -> Any:

@@ -91,14 +91,17 @@ class VaeDecoder(ImageFile.PyDecoder):
         return -1, 0
 
 
+OPTIONS = {"lossless": False, "quality": None, "effort": 0}
+
+
 def _save(picture: Image.Image, file: IO[bytes], name: str | bytes) -> None:
-    """Options: quality and lossless as in ``Codec.compress``; exif (bytes or Image.Exif), icc_profile (bytes) and xmp
-    (bytes or str) stand in for those of the picture's ``info``, None drops them.
+    """Options: quality, lossless and effort as in ``Codec.compress``; exif (bytes or Image.Exif), icc_profile (bytes)
+    and xmp (bytes or str) stand in for those of the picture's ``info``, None drops them.
 
     Raises ValueError for options that are unknown or out of range, OSError for pictures that are not supported.
     """
     options = dict(picture.encoderinfo)
-    lossless, quality = options.pop("lossless", False), options.pop("quality", None)
+    lossless, quality, effort = (options.pop(*option) for option in OPTIONS.items())
     if lossless and quality is not None:
         raise ValueError("lossless keeps every pixel: it has no quality")
     if not isinstance(quality, int | float | None):
@@ -112,9 +115,9 @@ def _save(picture: Image.Image, file: IO[bytes], name: str | bytes) -> None:
                 raise ValueError(f"{key} is of type {type(payload).__name__}, not bytes")
             single.info[key] = payload
     if options:
-        raise ValueError(f"unknown option {min(options)}: there are quality, lossless, exif, icc_profile and xmp")
+        raise ValueError(f"unknown option {min(options)}: there are {', '.join([*OPTIONS, *INFO_KEYS.values()])}")
     try:
-        data = _chosen_codec().compress(single, 75 if quality is None else quality, lossless=lossless)
+        data = _chosen_codec().compress(single, 75 if quality is None else quality, lossless=lossless, effort=effort)
     except VaeError as error:
         raise OSError(str(error)) from error
     file.write(data)

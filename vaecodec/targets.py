@@ -52,14 +52,15 @@ def compress_to(
     bpp: float | None = None,
     size: float | None = None,
     psnr: float | None = None,
+    effort: int = 0,
 ) -> bytes:
     """The bytes of a lossy file of about ``bpp`` bits a pixel or ``size`` bytes (the whole file, within 1 %), or of
-    about ``psnr`` dB over RGB (within 0.05).
+    about ``psnr`` dB over RGB (within 0.05). effort: of each of the about three encodes, as for ``Codec.compress``.
 
     What no quality reaches gives a UserWarning and the nearest there is. Raises ValueError unless there is one target,
     and what ``Codec.compress`` raises.
     """
-    found = search(codec, picture, bpp=bpp, size=size, psnr=psnr)
+    found = search(codec, picture, bpp=bpp, size=size, psnr=psnr, effort=effort)
     if not found.near:
         warnings.warn(missed(found, psnr is not None), stacklevel=2)
     return found.data
@@ -78,6 +79,7 @@ def search(
     bpp: float | None = None,
     size: float | None = None,
     psnr: float | None = None,
+    effort: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Found:
     """As ``compress_to``, with what was found on the way and no warning. progress: as for ``Codec.compress``."""
@@ -99,7 +101,7 @@ def search(
     hundredths, known, best = inside(guess), dict[int, float](), None
     while hundredths not in known and len(known) < ENCODES:
         quality = hundredths / 100
-        data = codec.compress(picture, quality, progress)
+        data = codec.compress(picture, quality, progress, effort=effort)
         reached = float(len(data))
         if psnr is not None:
             reached = min(psnr_of(picture, codec.decompress(data, progress=progress)), PSNR_MAX)

@@ -26,6 +26,7 @@ from . import lossless, model
 from .crops import Crops, load_images
 from .exact import Conv
 from .objectives import Lossless, Lossy, Objective
+from .ranks import mean
 from .weights import load
 
 AVERAGE_EVERY = 5  # steps; each update reads all weights
@@ -35,7 +36,8 @@ AVERAGE_EVERY = 5  # steps; each update reads all weights
 class TrainConfig:
     """The [train] table of a configuration; ``decay`` and ``exact`` are parts of the time, at its end.
 
-    ``lr`` is Adam's; ``muon``, if not 0, is Muon's for the hidden layers' matrices (Jordan et al. 2024).
+    ``batch`` is that of all processes together. ``lr`` is Adam's; ``muon``, if not 0, is Muon's for the hidden layers'
+    matrices (Jordan et al. 2024).
     """
 
     batch: int = 8
@@ -86,7 +88,8 @@ def train(
 
     last.pt holds the whole state: ``resume`` with the one in ``out`` goes on exactly, clock included. stable.pt holds
     the weights before the decay in half precision: resumed, it starts a new run, as any other checkpoint and exported
-    weights do.
+    weights do. Under torchrun the processes share each batch and do what one would do: how many there are, which may
+    change when a run is resumed, changes how sums are rounded and nothing else.
     """
     objective, config = read_config(config_path)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -97,13 +100,13 @@ def train(
     device = torch.device(device_name)
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    torch.manual_seed(seed + rank)
+    torch.manual_seed(seed)  # the same on all ranks, as is all that they draw; see ranks.py
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
 
     images = load_images(data)
-    crops = Crops(images, config.crop, device, seed + rank)
+    crops = Crops(images, config.crop, device, seed)
     model: Any = objective.build()
     if resume is None:
         objective.start(model, crops)
@@ -124,9 +127,8 @@ def train(
             step, spent = state["step"], state["spent"]
             for optimiser, kept in zip(optimisers, state["optim"], strict=True):
                 optimiser.load_state_dict(kept)
-            if world == 1:
-                crops.generator.set_state(state["generator"].cpu())
-                torch.set_rng_state(state["torch"].cpu())
+            crops.generator.set_state(state["generator"].cpu())
+            torch.set_rng_state(state["torch"].cpu())
 
     out.mkdir(parents=True, exist_ok=True)
     val_images = load_images(val) if val is not None and rank == 0 else []
@@ -153,7 +155,10 @@ def train(
     def validate() -> None:
         loss = float(np.mean(losses[-20:])) if losses else math.nan
         row = {"step": float(step), "minutes": spent / 60, "loss": loss}
-        row |= objective.validate(average, val_images, device)
+        # One rank validates, and what it draws for that must not part its random numbers from the others'.
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=world > 1):
+            row |= objective.validate(average, val_images, device)
         path = out / "curve.csv"
         fresh = not path.exists()
         with path.open("a", newline="") as file:
@@ -196,7 +201,7 @@ def train(
                 torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
 
         if step % 50 == 0:
-            losses.append(loss.item())
+            losses.append(mean(loss.detach()))
         if rank == 0 and step % 200 == 0:
             print(f"{spent / 60:7.2f} min  step {step}  loss {np.mean(losses[-4:]):.4f}", flush=True)
         if rank == 0 and spent - last_save > 180:

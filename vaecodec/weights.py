@@ -16,7 +16,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,18 +41,6 @@ class WeightsError(VaeError):
     exit_code = 4
 
 
-class Weights(Protocol):
-    """What the two kinds have in common."""
-
-    identity: bytes
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
-
-    def known_answer(self) -> int:
-        """CRC-32 of what the exact networks answer to fixed inputs: an ordinary tile, and one at every limit."""
-
-
 @dataclass
 class Lossy:
     """The lossy codec's networks and numbers, ready to run.
@@ -70,6 +58,7 @@ class Lossy:
     z_index: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
         to_device: Any = self.model.to  # not all versions of torch declare memory_format
         to_device(device, dtype, memory_format=torch.channels_last)
         self.inverse, self.z_mean, self.z_index = (x.to(device) for x in (self.inverse, self.z_mean, self.z_index))
@@ -95,6 +84,7 @@ class Lossy:
         return stream.clamp(-STREAM_MAX, STREAM_MAX).to(dtype) * STREAM_UNIT
 
     def known_answer(self) -> int:
+        """CRC-32 of what the exact networks answer to fixed inputs: an ordinary tile, and one at every limit."""
         model, c, answer = self.model, self.model.config, Answer()
         device, dtype = self.inverse.device, model.g_s.head.weight.dtype
         with torch.inference_mode():
@@ -127,10 +117,12 @@ class Lossless:
     identity: bytes
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
         to_device: Any = self.model.to  # not all versions of torch declare memory_format
         to_device(device, dtype, memory_format=torch.channels_last)
 
     def known_answer(self) -> int:
+        """CRC-32 of what the exact networks answer to fixed inputs: an ordinary tile, and one at every limit."""
         model, answer = self.model, Answer()
         parameter = model.vae.top_mean
         groups = len(model.config.latents)
@@ -245,6 +237,12 @@ def load(path: Path, device: torch.device) -> Lossy | Lossless:
         if f"{weights.known_answer():08x}" == answer:
             return weights
     raise WeightsError(f"{path.name} fails its self-test on {device}")
+
+
+def kind_of(path: Path) -> str:
+    """ "lossy" or "lossless", of a file that ``load`` has read."""
+    with safe_open(path, "pt") as file:
+        return "lossless" if file.metadata().get("kind") == "lossless" else "lossy"
 
 
 def packaged(kind: str) -> Path:

@@ -1,0 +1,68 @@
+"""``effort``: the same decoder, better latents."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PHOTO, TINY_CPU, cli, picture, same
+from PIL import Image
+
+import vaecodec.codec
+from vaecodec import Codec
+from vaecodec.metrics import psnr
+from vaecodec.model import lagrangian
+from vaecodec.refine import by_chance
+
+
+def cost(codec: Codec, image: Image.Image, quality: float, effort: int) -> float:
+    """Rate + lambda * distortion of the file, in bits a pixel."""
+    data = codec.compress(image, quality, effort=effort)
+    error = 255**2 / 10 ** (psnr(image, codec.decompress(data)) / 10)
+    weight = float(lagrangian(torch.tensor(round(100 * quality))))
+    return 8 * len(data) / (image.width * image.height) + weight * error
+
+
+def test_effort_lowers_the_cost() -> None:
+    codec = Codec("cpu")
+    with Image.open(PHOTO) as photo:
+        image = photo.convert("RGB").crop((100, 0, 228, 128))
+    before, after = (cost(codec, image, 50, effort) for effort in (0, 3))
+    assert after < before
+
+
+def test_equal_pictures_give_equal_files(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vaecodec.codec, "TILE", 64)
+    image = picture(150, 70, "RGBA")
+    data = tiny.compress(image, 60, effort=1)
+    assert data == tiny.compress(image, 60, effort=1) != tiny.compress(image, 60)
+    assert tiny.decompress(data).size == image.size
+
+
+def test_lossless_effort_is_never_larger(lossless_codec: Codec) -> None:
+    for image in (picture(90, 70), Image.new("RGB", (90, 70), (1, 2, 3)), picture(90, 70).quantize(9)):
+        files = [lossless_codec.compress(image, lossless=True, effort=effort) for effort in (0, 9)]
+        assert len(files[1]) <= len(files[0])
+        assert same(lossless_codec.decompress(files[1]), lossless_codec.decompress(files[0]))
+
+
+def test_samples_lie_between_two_integers_and_settle_on_the_nearer() -> None:
+    generator, value = torch.Generator().manual_seed(0), torch.linspace(-2, 2, 401)
+    for temperature in (0.5, 0.02):
+        sample, _ = by_chance(value, temperature, generator)
+        assert bool((sample >= value.floor() - 1e-4).all() and (sample <= value.floor() + 1 + 1e-4).all())
+    clear = (value - value.round()).abs() < 0.4
+    assert bool((sample - value.round())[clear].abs().max() < 1e-3)
+
+
+def test_efforts_out_of_range(tiny: Codec) -> None:
+    for effort in (-1, 10):
+        with pytest.raises(ValueError, match="effort"):
+            tiny.compress(picture(4, 4), effort=effort)
+    assert cli("compress", "x.png", "--effort", 10, *TINY_CPU).exit_code == 2
+
+
+def test_effort_on_the_command_line(tiny: Codec, tmp_path: Path) -> None:
+    image = picture(40, 30)
+    image.save(tmp_path / "in.png")
+    assert cli("compress", tmp_path / "in.png", "--effort", 1, *TINY_CPU).exit_code == 0
+    assert (tmp_path / "in.vae").read_bytes() == tiny.compress(image, effort=1)

@@ -1,0 +1,38 @@
+"""What the processes of one training run share: all draw the same, and each keeps its part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def share(batch: Tensor) -> Tensor:
+    """This process's samples [B / processes, ...] of a batch [B, ...] that all have drawn alike.
+
+    Raises ValueError if the parts were not equal: the mean of their losses would not be the batch's.
+    """
+    processes = count()
+    if len(batch) % processes:
+        raise ValueError(f"a batch of {len(batch)} cannot be shared out evenly to {processes} processes")
+    return batch if processes == 1 else batch.chunk(processes)[dist.get_rank()]
+
+
+def share_of_noise(draw: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    """This process's share of what ``draw``, such as torch.rand_like, draws for all: noise of ``like``'s shape."""
+    return share(draw(torch.cat([like] * count()))) if count() > 1 else draw(like)
+
+
+def mean(value: Tensor) -> float:
+    """Of all processes' values [], one of each."""
+    total = value.clone()
+    if count() > 1:
+        dist.all_reduce(total)
+    return float(total) / count()
+
+
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
