@@ -1,10 +1,10 @@
-"""``python -m benchmarks``: kodak, bitsback, speed, same-bytes, theory, pca-train."""
+"""``python -m benchmarks``: kodak, bitsback, speed, scaling, effort, same-bytes, theory, pca-train."""
 
 from pathlib import Path
 
 import click
 
-from . import bitsback, kodak, pca, same_bytes, speed, theory
+from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, theory
 from .codecs import CODECS
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -73,6 +73,27 @@ def bitsback_command(data: Path, out: Path) -> None:
 def speed_command(data: Path, quality: float) -> None:
     """Speed against CompressAI's mbt2018-mean, start-up time and peak memory."""
     speed.run(find_pictures(data), quality)
+
+
+@main.command("scaling")
+@data_option
+@out_option
+def scaling_command(data: Path, out: Path) -> None:
+    """Time and memory over the number of pixels."""
+    scaling.run(find_pictures(data), out / data.resolve().name)
+
+
+@main.command("effort")
+@data_option
+@out_option
+@click.option("--efforts", default="0,1,3,5", show_default=True, help="Commas between them.")
+@click.option("--count", default=6, show_default=True, help="How many of the pictures, evenly spaced.")
+def effort_command(data: Path, out: Path, efforts: str, count: int) -> None:
+    """What the efforts of the lossy encoder save, and their time."""
+    files = find_pictures(data)
+    effort.run(
+        files[:: max(1, len(files) // count)][:count], out / data.resolve().name, [*map(int, efforts.split(","))]
+    )
 
 
 @main.command("same-bytes")
