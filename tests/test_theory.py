@@ -65,7 +65,7 @@ def gaussian(data: codes.Data) -> list[nets.GaussianVae]:
 
 def check(finding: report.Finding, out: Path) -> None:
     """Drawn, worded, and fit for JSON."""
-    assert (out / f"{finding.name}.png").stat().st_size > 1000
+    assert next(out.glob(f"{finding.name}.[jp][pn]g")).stat().st_size > 1000
     assert finding.caption.startswith(("As expected.", "In part as expected.", "Contrary to what was expected."))
     json.dumps(finding.numbers, allow_nan=False)
 
@@ -222,4 +222,4 @@ def test_the_whole_run(data: codes.Data, tmp_path: Path) -> None:
     assert [entry["name"] for entry in record["experiments"]] == [finding.name for finding in findings]
     for finding in findings:
         check(finding, tmp_path)
-        assert f"{finding.name}.png" in text and finding.caption in text and finding.hypothesis in text
+        assert f"({finding.name}." in text and finding.caption in text and finding.hypothesis in text

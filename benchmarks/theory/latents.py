@@ -95,7 +95,7 @@ def interpolation(data: Data, settings: Settings, out: Path, weights: Path | Non
             axes.set_title("" if row else f"{round(100 * t)} % of the second", fontsize=9)
         panels[row, 0].set_ylabel(name)
     figure.tight_layout()
-    save(figure, out / "interpolation.png")
+    save(figure, out / "interpolation.jpg")
     return Finding(
         "interpolation",
         "Between two photographs",
@@ -203,7 +203,7 @@ def prior(
         axes.set(xticks=[], yticks=[])
         axes.set_title(name, fontsize=10)
     figure.tight_layout()
-    save(figure, out / "prior.png")
+    save(figure, out / "prior.jpg")
     return Finding(
         "prior",
         "Samples from the prior",

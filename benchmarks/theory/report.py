@@ -108,5 +108,6 @@ def write(findings: Sequence[Finding], settings: Settings, facts: Numbers, out: 
     ]
     for number, finding in enumerate(findings, 1):
         lines += ["", f"## {number}. {finding.title}", "", f"Expected: {finding.hypothesis}", ""]
-        lines += [f"![{finding.title}]({finding.name}.png)", "", finding.caption]
+        figure = next(out.glob(f"{finding.name}.[jp][pn]g"))  # photographs are JPEG files
+        lines += [f"![{finding.title}]({figure.name})", "", finding.caption]
     (out / "theory.md").write_text("\n".join(lines) + "\n", "utf-8")

@@ -1,0 +1,101 @@
+"""Makes the golden files of this format version: `python tests/golden/make.py`.
+
+What exists is never replaced: every later version of the library has to decode these files to the same samples.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+
+from conftest import TINY, TINY_LOSSLESS, picture, write_lossless_weights  # noqa: E402
+
+import vaecodec.codec  # noqa: E402
+from benchmarks import pca  # noqa: E402
+from vaecodec import Codec  # noqa: E402
+from vaecodec.lossless_codec import TileCoder, crc_of  # noqa: E402
+
+FOLDER = HERE / "0.1"
+HASHES = FOLDER / "hashes.json"
+
+
+def digest(samples: NDArray[Any]) -> str:
+    """SHA-256 of samples [H, W, C], u8 or u16, row by row, little-endian."""
+    return hashlib.sha256(samples.astype(samples.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+def deep(channels: int, depth: int) -> NDArray[np.uint16]:
+    y, x, c = np.mgrid[:31, :45, :channels]
+    return ((y * 37 + x * 91 + c * 1009 + x * y) % 2**depth).astype(np.uint16)
+
+
+def made() -> Iterator[tuple[str, bytes]]:
+    """Every kind, mode and tile method; several tiles; metadata."""
+    lossy, lossless = Codec("cpu", TINY), Codec("cpu", TINY_LOSSLESS)
+    modes = {mode: picture(45, 31, mode) for mode in ("L", "LA", "RGB", "RGBA")}
+    modes["RGBA"].putalpha(picture(45, 31, "L", seed=1))
+    modes["LA"].putalpha(picture(45, 31, "L", seed=2))
+    arrays = {"I;16": (deep(1, 16), 16), "RGB;16": (deep(3, 10), 10), "RGBA;16": (deep(4, 12), 12)}
+    for mode, image in modes.items():
+        yield f"lossy {mode}", lossy.compress(image, 70)
+        yield f"lossless {mode}", lossless.compress(image, lossless=True)
+    for mode, (samples, depth) in arrays.items():
+        yield f"lossy {mode}", lossy.compress(samples, 70, depth=depth)
+        yield f"lossless {mode}", lossless.compress(samples, lossless=True, depth=depth)
+    for quality in (0, 33.33, 100):
+        yield f"lossy quality {quality}", lossy.compress(picture(70, 50), quality)
+    tagged = picture(20, 10)
+    tagged.info |= {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0", "icc_profile": b"profile", "xmp": b"<x:xmpmeta/>"}
+    yield "lossy metadata", lossy.compress(tagged)
+    with mock.patch.object(vaecodec.codec, "TILE", 64):
+        yield "lossy tiles", lossy.compress(picture(150, 90), 50)
+        yield "lossless tiles", lossless.compress(picture(150, 90), lossless=True)
+
+    def by_networks(coder: TileCoder, samples: Any) -> Any:
+        return coder._push_network(coder.weights, samples, crc_of(samples))
+
+    with mock.patch.object(TileCoder, "push", by_networks):
+        for name, image in (("bits-back", picture(90, 70)), ("rounded", picture(1, 1)), ("grey", picture(90, 70, "L"))):
+            yield f"lossless networks {name}", lossless.compress(image, lossless=True)
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8))
+    drawing = Image.fromarray(rng.integers(0, 2, (40, 60), np.uint8) * 255)
+    for name, image in (("noise", noise), ("flat", Image.new("RGB", (200, 100), (1, 2, 3))), ("drawing", drawing)):
+        yield f"lossless {name}", lossless.compress(image, lossless=True)
+    for mode in ("L", "RGB"):
+        yield f"pca {mode}", pca.compress(modes[mode], 60)
+
+
+def decoded(name: str, data: bytes) -> NDArray[Any]:
+    """The samples of a golden file, by the decoder that its name asks for."""
+    if name.startswith("pca"):
+        samples = np.asarray(pca.decompress(data))
+        return samples.reshape(*samples.shape[:2], -1)
+    return Codec("cpu", TINY if name.startswith("lossy") else TINY_LOSSLESS).decode_array(data)
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    if not TINY_LOSSLESS.exists():
+        write_lossless_weights(TINY_LOSSLESS)
+    hashes = json.loads(HASHES.read_text()) if HASHES.exists() else {}
+    for title, data in made():
+        name = title.replace(" ", "-").replace(";", "")
+        if name not in hashes:
+            (FOLDER / f"{name}.vae").write_bytes(data)
+            hashes[name] = digest(decoded(name, data))
+    HASHES.write_text(json.dumps(hashes, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

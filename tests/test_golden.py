@@ -1,0 +1,41 @@
+"""Files of every earlier version decode to the samples they had."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY, TINY_LOSSLESS
+
+from benchmarks import pca
+from bitstream import Kind, Mode, unpack
+from vaecodec import Codec
+
+GOLDEN = Path(__file__).parent / "golden"
+FILES = sorted(GOLDEN.glob("*/*.vae"))
+
+
+@pytest.fixture(scope="module")
+def codecs() -> dict[str, Codec]:
+    return {"lossy": Codec("cpu", TINY), "lossless": Codec("cpu", TINY_LOSSLESS)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_golden_files(path: Path, codecs: dict[str, Codec], backend: str) -> None:
+    kind = path.stem.split("-")[0]
+    data, expected = path.read_bytes(), json.loads((path.parent / "hashes.json").read_text())[path.stem]
+    samples: Any = pca.decompress(data) if kind == "pca" else codecs[kind].decode_array(data)
+    samples = np.asarray(samples)
+    assert hashlib.sha256(samples.astype(samples.dtype.newbyteorder("<")).tobytes()).hexdigest() == expected
+
+
+def test_golden_files_cover_every_kind_mode_and_method() -> None:
+    containers = [unpack(path.read_bytes()) for path in FILES]
+    held = {(c.header.kind, c.header.mode) for c in containers}
+    assert held >= {(kind, mode) for kind in (Kind.LOSSY, Kind.LOSSLESS) for mode in Mode}
+    assert {tile.method for c in containers if c.header.kind == Kind.LOSSLESS for tile in c.tiles} == {0, 1, 2, 3}
+    assert any(len(c.tiles) > 1 for c in containers) and any(c.sections for c in containers)
+    names = {folder: set(json.loads((folder / "hashes.json").read_text())) for folder in {p.parent for p in FILES}}
+    assert {p.stem for p in FILES} == set().union(*names.values())
