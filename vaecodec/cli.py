@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bitstream import MAGIC, VaeError, read_header
+from bitstream import MAGIC, Limits, VaeError, read_header
 
 from . import __version__, batch, files, options
 
@@ -141,12 +141,16 @@ def compress(
 @click.option("--format", help="Suffix of outputs without a name of their own: jpg, webp, tiff ...  [default: png]")
 @click.option("--region", **options.REGION, help="Only this part, in pixels; other tiles are not decoded.")
 @click.option("--downsample", type=click.Choice(["2", "4", "8"]), help="Average squares of so many pixels.")
+@click.option("--allow-partial", is_flag=True, help="Leave tiles black that are cut off or damaged, and say which.")
+@options.MAX_PIXELS
 @options.computing
 def decompress(
     request: files.Request,
     format: str | None,
     region: tuple[int, int, int, int] | None,
     downsample: str | None,
+    allow_partial: bool,
+    limits: Limits,
     machine: options.Machine,
 ) -> None:
     """Decompress .vae files: files, folders, quoted patterns, or - for standard input. x.vae becomes x.png.
@@ -172,17 +176,22 @@ def decompress(
             x, y, width, height = region or (0, 0, header.width, header.height)
             if x + width > header.width or y + height > header.height:
                 raise ImageError(f"the region is not inside its {header.width} x {header.height} pixels")
-            progress = follow(width * height, 1)
-            picture = codec.decompress(data, progress=progress, region=region)
+            progress, damaged = follow(width * height, 1), list[tuple[int, int, int, int]]()
+            picture = codec.decompress(
+                data, limits, progress, region=region, damaged=damaged if allow_partial else None
+            )
             if downsample:
                 picture = reduced(picture, int(downsample))
             encoded, lost = encode_picture(picture, encoding)
             with files.written(job, encoded, keep_times=request.keep_times):
                 pass
-            warning = f"{encoding} did not take the picture's {', '.join(lost)}" if lost else ""
+            warnings = [f"{encoding} did not take the picture's {', '.join(lost)}"] if lost else []
+            if damaged:
+                regions = " ".join(",".join(map(str, tile)) for tile in damaged)
+                warnings.append(f"{len(damaged)} of {header.tile_count} tiles are damaged: {regions}")
             part = len(data) * width * height // (header.width * header.height)
             note = f"{job.target}: {picture.width} x {picture.height}"
-            return batch.Done(width * height, len(data), len(encoded), part, note, warning)
+            return batch.Done(width * height, len(data), len(encoded), part, note, "; ".join(warnings))
 
         return work
 
@@ -192,8 +201,9 @@ def decompress(
 @main.command()
 @click.argument("sources", type=click.Path(path_type=Path, allow_dash=True), nargs=-1, required=True)
 @options.QUIET
+@options.MAX_PIXELS
 @options.computing
-def verify(sources: tuple[Path, ...], machine: options.Machine) -> None:
+def verify(sources: tuple[Path, ...], limits: Limits, machine: options.Machine) -> None:
     """Decode .vae files, check every tile, write nothing."""
 
     def start() -> batch.Work:
@@ -203,7 +213,7 @@ def verify(sources: tuple[Path, ...], machine: options.Machine) -> None:
             data = files.read(job.source)
             header = read_header(data)
             pixels = header.width * header.height
-            codec.decode_array(data, progress=follow(pixels, 1))
+            codec.decode_array(data, limits, follow(pixels, 1))
             return batch.Done(pixels, len(data), 0, len(data), f"{job.source}: good")
 
         return work
@@ -265,6 +275,22 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
     click.echo(f"MS-SSIM {'-' if likeness.ms_ssim is None else f'{likeness.ms_ssim:.5f}'}")
     if bpp is not None:
         click.echo(f"bpp     {bpp:.4f}")
+
+
+@main.command()
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def selftest(device: str) -> None:
+    """Check that this machine decodes files to the pixels that every other machine does.
+
+    Says in which arithmetic the networks are exact here. Of one version, the last line is the same everywhere.
+    """
+    import torch
+
+    from .selftest import checks
+
+    click.echo(f"vaecodec {__version__}, torch {torch.__version__}")
+    for line in checks(options.Machine(device, None, None).codec()):
+        click.echo(line)
 
 
 @main.command()
