@@ -14,7 +14,7 @@ from typing import Any
 import click
 import ray
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vaecodec import Codec
 
@@ -43,6 +43,8 @@ class Compress:
             packed = self.codec.compress(picture, **self.options)
             self.codec.decode_array(packed)  # as the command does: what cannot be read is not written
             write(target_of(Path(path), self.root, self.out), packed)
+        except UnidentifiedImageError:
+            return 0, "not a picture that Pillow reads"
         except Exception as error:  # whatever it is, the other files are none the worse for it
             return 0, f"{type(error).__name__}: {error}"
         return picture.width * picture.height, ""

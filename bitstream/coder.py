@@ -25,6 +25,9 @@ except ImportError:  # there are platforms that it is not built for
 
 T = TypeVar("T")
 
+MANY = 4096
+"""So many values are all the first entry of their tables only where nobody has coded them; see `table_codec`."""
+
 # Escape code: 2k + side under _PREFIX, where 2**k <= distance + 1 < 2**(k + 1), then the k bits below the
 # leading one in chunks of eight, lowest first, under _BITS[width - 1]. The probability of k, 2**-(k + 1), is
 # that of the unary part of an Exp-Golomb code; as k is coded under a table, no input can make it run on.
@@ -163,7 +166,8 @@ def table_codec(tables: Tables, ids: Ints, locs: Ints | None = None) -> Codec[ND
     """The codec that codes `v - loc` under table `id`.
 
     ids: int [N]; locs: int [N] in int32, zero if not given. Values and their differences from locs must be in
-    int32; errors are those of `AnsStack.push` and `pop`.
+    int32; errors are those of `AnsStack.push` and `pop`, and popping MANY values from an empty stack is CorruptError:
+    networks give the tables, and no honest file makes them work on for values that are all entry 0.
     """
     shift = np.zeros(ids.shape, np.int64) if locs is None else _int32(locs, ValueError).astype(np.int64)
 
@@ -171,6 +175,8 @@ def table_codec(tables: Tables, ids: Ints, locs: Ints | None = None) -> Codec[ND
         stack.push(_int32(values, ValueError).astype(np.int64) - shift, tables, ids)
 
     def pop(stack: AnsStack) -> NDArray[np.int32]:
+        if ids.size >= MANY and stack.is_empty():
+            raise CorruptError("a tile has fewer bytes than its values need")
         return _int32(stack.pop(tables, ids) + shift, CorruptError).astype(np.int32)
 
     return Codec(push, pop)

@@ -18,6 +18,7 @@ _HEADER = struct.Struct("<8s6B2H2I16s")
 HEADER_SIZE = _HEADER.size + 4
 _CRC = struct.Struct("<I")
 _TILES = b"TILE"
+_ENTRY = (6, 15)  # the fewest and the most bytes of a tile in the directory
 
 EXIF, ICC, XMP = b"EXIF", b"ICCP", b"XMP "
 
@@ -32,6 +33,8 @@ class Kind(IntEnum):
 
 # Pillow's names, which is why this is no class statement: Mode["I;16"].
 Mode = IntEnum("Mode", {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "I;16": 5, "RGB;16": 6, "RGBA;16": 7})
+
+_KINDS, _MODES = frozenset(Kind), frozenset(Mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +110,14 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a reader accepts, checked before it allocates anything; metadata is in bytes a section."""
+    """What a reader accepts, checked before it allocates anything; metadata is in bytes a section.
+
+    No picture within the other default limits has more than 45,655 tiles.
+    """
 
     max_pixels: int = 178_956_970
     max_side: int = 2**17
+    max_tiles: int = 2**16
     max_metadata: int = 2**24
     max_icc: int = 2**22
     max_sections: int = 64
@@ -120,6 +127,8 @@ class Limits:
         pixels, side = header.width * header.height, max(header.width, header.height)
         if pixels > self.max_pixels or side > self.max_side:
             raise LimitError(f"picture of {header.width} x {header.height} pixels exceeds the limits")
+        if header.tile_count > self.max_tiles:
+            raise LimitError(f"picture of {header.tile_count} tiles exceeds the limit of {self.max_tiles}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +174,7 @@ def read_header(data: BytesLike) -> Header:
     if version != VERSION or crc != zlib.crc32(fields):
         raise CorruptError("header fails its checksum")
     kind, mode, depth, colour, quality, tile, width, height, model = _HEADER.unpack(fields)[3:]
-    if kind not in set(Kind) or mode not in set(Mode):
+    if kind not in _KINDS or mode not in _MODES:
         raise VersionError(f"unknown kind {kind} or mode {mode}")
     try:
         return Header(Kind(kind), Mode(mode), width, height, depth, quality, colour, tile, model)
@@ -173,8 +182,10 @@ def read_header(data: BytesLike) -> Header:
         raise CorruptError(f"header: {error}") from None
 
 
-def unpack(data: BytesLike, limits: Limits = Limits()) -> Container:
+def unpack(data: BytesLike, limits: Limits = Limits(), *, partial: bool = False) -> Container:
     """Read a file; the tiles are views into `data`, not decoded and their CRCs not verified.
+
+    partial: the file may end within the tiles; they then have fewer bytes than they should, or none.
 
     Raises what `read_header` raises, and: LimitError beyond `limits`, TruncatedError if bytes are missing,
     VersionError for an unknown critical section, CorruptError for any other broken rule.
@@ -185,7 +196,7 @@ def unpack(data: BytesLike, limits: Limits = Limits()) -> Container:
     sections: dict[bytes, Section] = {}
     start = HEADER_SIZE
     while True:
-        section, start = _read_section(view, start, limits)
+        section, start = _read_section(view, start, header, limits)
         if section.tag == _TILES:
             break
         if section.critical and section.tag not in (EXIF, ICC, XMP):
@@ -195,10 +206,10 @@ def unpack(data: BytesLike, limits: Limits = Limits()) -> Container:
         sections[section.tag] = section
         if len(sections) > limits.max_sections:
             raise LimitError(f"more than {limits.max_sections} sections")
-    return Container(header, _read_tiles(view, start, header, section.payload), tuple(sections.values()))
+    return Container(header, _read_tiles(view, start, header, section.payload, partial), tuple(sections.values()))
 
 
-def _read_section(view: memoryview, start: int, limits: Limits) -> tuple[Section, int]:
+def _read_section(view: memoryview, start: int, header: Header, limits: Limits) -> tuple[Section, int]:
     """The section at `start` and where the next one begins."""
     try:
         tag, flags = bytes(view[start : start + 4]), view[start + 4]
@@ -211,6 +222,10 @@ def _read_section(view: memoryview, start: int, limits: Limits) -> tuple[Section
     end = body + length
     if len(view) < end + 4:
         raise TruncatedError(f"file ends within section {tag!r}")
+    if tag == _TILES:
+        least, most = (size * header.tile_count for size in _ENTRY)
+        if not least <= length <= most:
+            raise CorruptError(f"tile directory is too {'short' if length < least else 'long'}")
     if zlib.crc32(view[start:end]) != _CRC.unpack_from(view, end)[0]:
         raise CorruptError(f"section {tag!r} fails its checksum")
     if flags > 1:
@@ -221,7 +236,7 @@ def _read_section(view: memoryview, start: int, limits: Limits) -> tuple[Section
         raise CorruptError(str(error)) from None
 
 
-def _read_tiles(view: memoryview, start: int, header: Header, directory: bytes) -> tuple[Tile, ...]:
+def _read_tiles(view: memoryview, start: int, header: Header, directory: bytes, partial: bool) -> tuple[Tile, ...]:
     """The tiles, whose bytes follow from `start` to the end of the file."""
     tiles, at, entries = [], 0, memoryview(directory)
     try:
@@ -230,10 +245,10 @@ def _read_tiles(view: memoryview, start: int, header: Header, directory: bytes) 
             length, at = _read_varint(entries, at + 1)
             (crc,) = _CRC.unpack_from(entries, at)
             at += 4
-            if length > len(view) - start:
+            if length > len(view) - start and not partial:
                 raise TruncatedError("file ends within the tiles")
             tiles.append(Tile(method, crc, view[start : start + length]))
-            start += length
+            start = min(start + length, len(view))
     except (IndexError, struct.error):
         raise CorruptError("tile directory is too short") from None
     if at != len(entries) or start != len(view):

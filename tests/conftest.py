@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import vaecodec.codec
@@ -23,8 +22,16 @@ from vaecodec.lossless import LosslessModel
 from vaecodec.model import Config, LossyModel
 from vaecodec.objectives import Lossless
 
+try:
+    import hypothesis
+except ImportError:
+    import no_hypothesis as hypothesis  # type: ignore[no-redef]
+
+    sys.modules |= {"hypothesis": hypothesis, "hypothesis.strategies": hypothesis.strategies}
+
 HERE = Path(__file__).parent
 TINY = HERE / "golden" / "tiny.safetensors"
+TINY_LOSSLESS = HERE / "golden" / "tiny_lossless.safetensors"
 TINY_CONFIG = HERE / "golden" / "tiny.toml"
 TINY_LOSSLESS_CONFIG = HERE / "golden" / "tiny_lossless.toml"
 PHOTO = HERE / "data" / "astronaut.png"
@@ -36,8 +43,9 @@ LOSSLESS = lossless.Config(
 )
 
 # A busy machine is no fault of the code.
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("tests")
+slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=slow)
+hypothesis.settings.load_profile("tests")
 
 
 def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:

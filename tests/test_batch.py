@@ -212,6 +212,34 @@ cli.main()
     assert not left.exists() and len(names(out)) == 4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads in /proc")
+@pytest.mark.usefixtures("shipped", "shipped_lossless")
+def test_a_job_s_thread_keeps_to_the_number_of_threads() -> None:
+    """The number decides how sums are rounded. OpenMP has one for each thread, and torch sets that of a new thread only
+    with the first operation that it parallelises itself, which a convolution is not."""
+    code = """
+import os, sys, threading
+import numpy as np, torch
+from vaecodec import Codec
+torch.set_num_threads(1)
+codec, array = Codec("cpu"), np.arange(128 * 128 * 3, dtype=np.uint8).reshape(128, 128, 3)
+codec.lossy, codec.lossless
+def work():
+    before = len(os.listdir("/proc/self/task"))
+    getattr(codec, call)(argument, **options)
+    print(len(os.listdir("/proc/self/task")) - before)
+files = [codec.compress(array, lossless=lossless) for lossless in (False, True)]
+calls = [("compress", array, {"lossless": False}), ("compress", array, {"lossless": True})]
+for call, argument, options in [*calls, *(("decompress", file, {}) for file in files)]:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+"""
+    result = python(code, OMP_NUM_THREADS="4")
+    assert len(result.stdout.split()) == 4, result.stderr.decode()
+    assert all(int(started) <= 0 for started in result.stdout.split())
+
+
 def test_an_interrupt_ends_all_threads() -> None:
     entered = threading.Barrier(2)
     jobs = [files.Job(Path(name), files.STANDARD) for name in "abcd"]

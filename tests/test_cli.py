@@ -330,6 +330,15 @@ def test_a_suffix_without_a_format(packed: Path) -> None:
 # Weights: 4; limits: 5; damaged files are in test_corrupt.py
 
 
+def test_weights_of_the_other_kind(folder: Path, packed: Path, lossless_weights: Path) -> None:
+    for arguments, weights in (
+        (("compress", folder / "in.png", "--lossless"), TINY),
+        (("compress", folder / "in.png"), lossless_weights),
+        (("info", "--bits", packed), TINY),
+    ):
+        check_failure(cli(*arguments, "--weights", weights, *CPU), 4, f"{weights.name} holds loss")
+
+
 def test_missing_and_damaged_weights(folder: Path, packed: Path) -> None:
     before = names(folder)
     check_failure(cli("compress", folder / "in.png", "--weights", folder / "none", *CPU), 4, "none")

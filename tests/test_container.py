@@ -169,6 +169,7 @@ TILE = b"\0\2" + b"crcs"
         (section(b"TILE", TILE[:-1], 1), CorruptError, "too short"),
         (section(b"TILE", b"\0\x80", 1), CorruptError, "too short"),
         (section(b"TILE", TILE + b"\0", 1) + b"ww", CorruptError, "follow"),
+        (section(b"TILE", TILE + bytes(10), 1) + b"ww", CorruptError, "too long"),
         (section(b"TILE", TILE, 1) + b"w", TruncatedError, "tiles"),
         (section(b"TILE", TILE, 1) + b"www", CorruptError, "follow"),
         (section(b"TILE", b"\0" + b"\xff" * 9 + b"\x01crcs", 1), TruncatedError, "tiles"),
@@ -197,12 +198,13 @@ def test_limits_come_before_allocation() -> None:
     for limits in (
         Limits(max_pixels=6999),
         Limits(max_side=99),
+        Limits(max_tiles=3),
         Limits(max_metadata=3),
         Limits(max_sections=2),
     ):
         with pytest.raises(LimitError):
             unpack(FILE, limits)
-    assert unpack(FILE, Limits(max_pixels=7000, max_side=100, max_metadata=4, max_sections=3))
+    assert unpack(FILE, Limits(max_pixels=7000, max_side=100, max_tiles=4, max_metadata=4, max_sections=3))
 
 
 @pytest.mark.parametrize(

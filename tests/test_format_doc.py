@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bitstream
 from bitstream import MAGIC, VERSION, XMP, AnsStack, Tables, pack, unpack
 
-TEXT = (Path(__file__).parent.parent / "bitstream" / "FORMAT.md").read_text("utf-8")
+TEXT = (Path(bitstream.__file__).parent / "FORMAT.md").read_text("utf-8")
 
 
 def block(name: str) -> list[str]:

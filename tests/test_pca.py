@@ -9,6 +9,8 @@ import pytest
 from conftest import picture
 from PIL import Image
 
+pytest.importorskip("benchmarks")  # not in the wheel
+
 from benchmarks import pca
 from bitstream import CorruptError, Kind, Mode, TruncatedError, VersionError, pack, read_header, unpack
 from vaecodec.image import ImageError

@@ -1,6 +1,7 @@
 """Training: what it writes, that it resumes where it stopped, and that several processes stay together."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -11,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import HERE, TINY_CONFIG, TINY_LOSSLESS_CONFIG, cli, picture, same
+from training_process import SECONDS, losses_of, minutes
 
-from vaecodec import Codec, export, lossless, train
+from vaecodec import Codec, export, lossless, ranks, train
 from vaecodec.crops import Crops, load_images
 from vaecodec.objectives import Lossy, rate_distortion_loss
 from vaecodec.train import read_config
 from vaecodec.weights import load
-
-SECONDS = 200.0  # a step, by the tests' clock: more than lies between two checkpoints
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +44,6 @@ def stepping(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     monkeypatch.setattr(train, "clocked", clocked)
     return state
-
-
-def minutes(steps: int) -> float:
-    return (steps + 1) * SECONDS / 60
 
 
 def run(data: Path, out: Path, steps: int, config: Path = TINY_CONFIG, **options: Any) -> dict[str, Any]:
@@ -193,19 +189,53 @@ torch.save(models[0].state_dict(), out / f"rank{os.environ['RANK']}.pt")
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
+needs_distributed = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+
+
+def two_processes(*arguments: object) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run([*command, *map(str, arguments)], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+
+
+@needs_distributed
 def test_two_processes_end_with_equal_weights(data: Path, tmp_path: Path) -> None:
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = map(str, [worker, TINY_CONFIG, data, tmp_path])
-    result = subprocess.run([*command, *arguments], capture_output=True, check=False, cwd=HERE.parent)
-    assert result.returncode == 0, result.stderr.decode()
+    two_processes(worker, TINY_CONFIG, data, tmp_path)
     states = [state_of(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     last = state_of(tmp_path / "last.pt")
     assert last["step"] > 0
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]) and torch.equal(tensor, last["model"][name]), name
+
+
+@needs_distributed
+@pytest.mark.parametrize("config", [TINY_CONFIG, TINY_LOSSLESS_CONFIG], ids=["lossy", "lossless"])
+def test_two_processes_follow_the_losses_of_one(data: Path, tmp_path: Path, config: Path) -> None:
+    one = losses_of(config, data, tmp_path / "one", 8)
+    two_processes(HERE / "training_process.py", config, data, tmp_path, 8)
+    two = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert len(one) == 8 and two[0] == two[1]
+    assert two[0][0] == pytest.approx(one[0], rel=1e-6)  # the same weights, crops and noise
+    assert two[0] == pytest.approx(one, rel=1e-3)  # gradients are summed in another order, in half precision
+
+
+@needs_distributed
+def test_two_processes_go_on_where_one_stopped(data: Path, tmp_path: Path, stepping: dict[str, int]) -> None:
+    one = losses_of(TINY_CONFIG, data, tmp_path / "one", 8)
+    stepping["stop"] = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path, 8)
+    two_processes(HERE / "training_process.py", TINY_CONFIG, data, tmp_path, 8, tmp_path / "last.pt")
+    two = json.loads((tmp_path / "rank0.json").read_text())
+    assert len(two) == 4 and two == pytest.approx(one[4:], rel=1e-3)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 3)
+    with pytest.raises(ValueError, match=r"batch of 8 .* 3 processes"):
+        ranks.share(torch.zeros(8, 1))
 
 
 # Data and configurations

@@ -37,6 +37,7 @@ from bitstream import (
     pack,
     pop_plain,
     push_plain,
+    table_codec,
     unpack,
 )
 
@@ -135,6 +136,17 @@ def box_of(region: Region | None, width: int, height: int) -> Box:
     if not (0 <= x < x + w <= width and 0 <= y < y + h <= height):
         raise ValueError(f"region {region} is not inside the picture of {width} x {height} pixels")
     return Box(y, x, y + h, x + w)
+
+
+@contextlib.contextmanager
+def forgiving(box: Box, damaged: list[Region] | None) -> Iterator[None]:
+    """With a list, a CorruptError ends the body and no more: the region of the box is appended to the list."""
+    try:
+        yield
+    except CorruptError:
+        if damaged is None:
+            raise
+        damaged.append((box.left, box.top, box.columns, box.rows))
 
 
 @contextlib.contextmanager
@@ -300,18 +312,21 @@ class Codec:
         progress: Progress | None = None,
         *,
         region: Region | None = None,
+        damaged: list[Region] | None = None,
     ) -> Image.Image:
         """The picture in a ``.vae`` file, in the mode and with the metadata it had.
 
         data: the file's bytes, its path, or a binary file object. limits: what to accept, of the whole picture; by
         default ``Limits()``. region: (x, y, width, height) in pixels, the part that is wanted: equal to that part of
-        the whole, but only the tiles that it needs are decoded. Raises CorruptError, TruncatedError, VersionError or
+        the whole, but only the tiles that it needs are decoded. damaged: given a list, tiles that are cut off or fail
+        their checksum are no error, but zero, and the regions of such tiles are appended to it; in lossy files pixels
+        up to 32 beside them may be wrong. Raises CorruptError, TruncatedError, VersionError or
         LimitError, WeightsError if the file was made with other weights, ImageError for 16-bit colour, which Pillow
         has no mode for, ValueError for a region that is not inside the picture.
         """
-        container = unpack(bytes_of(data), limits or Limits())
+        container = unpack(bytes_of(data), limits or Limits(), partial=damaged is not None)
         refuse_deep_colour(container.header.mode)
-        samples = self._decode(container, region, progress or ignore)
+        samples = self._decode(container, region, progress or ignore, damaged)
         return picture_of_samples(samples, container.header.mode, container.sections)
 
     def decode_array(
@@ -321,12 +336,14 @@ class Codec:
         progress: Progress | None = None,
         *,
         region: Region | None = None,
+        damaged: list[Region] | None = None,
     ) -> Samples:
         """The samples of a file [H, W, C], uint8, or uint16 if it holds more than 8 bits a sample.
 
         Arguments and errors are those of ``decompress``, but 16-bit colour is no error.
         """
-        return self._decode(unpack(bytes_of(data), limits or Limits()), region, progress or ignore)
+        container = unpack(bytes_of(data), limits or Limits(), partial=damaged is not None)
+        return self._decode(container, region, progress or ignore, damaged)
 
     def decode_tensor(
         self,
@@ -336,9 +353,10 @@ class Codec:
         progress: Progress | None = None,
         *,
         region: Region | None = None,
+        damaged: list[Region] | None = None,
     ) -> Tensor:
         """The same as a tensor [C, H, W] on a device, by default the codec's."""
-        samples = torch.from_numpy(self.decode_array(data, limits, progress, region=region))
+        samples = torch.from_numpy(self.decode_array(data, limits, progress, region=region, damaged=damaged))
         return samples.permute(2, 0, 1).contiguous().to(device or self.device)
 
     def account(self, data: Source) -> dict[str, float]:
@@ -351,7 +369,8 @@ class Codec:
         def record(name: str, count: float) -> None:
             bits[name] = bits.get(name, 0.0) + count
 
-        self._decode_lossless(container, box_of(None, container.header.width, container.header.height), ignore, record)
+        whole = box_of(None, container.header.width, container.header.height)
+        self._decode_lossless(container, whole, ignore, None, record)
         other = 8 * sum(len(tile.words) for tile in container.tiles if tile.method in (PLAIN, RAW))
         if other:
             bits["tiles without networks"] = other
@@ -359,18 +378,25 @@ class Codec:
         bits["overhead"] = 8 * len(view) - sum(bits.values())
         return bits
 
-    def _decode(self, container: Container, region: Region | None, progress: Progress) -> Samples:
+    def _decode(
+        self, container: Container, region: Region | None, progress: Progress, damaged: list[Region] | None
+    ) -> Samples:
         """The samples of a region [h, w, C] in the file's mode."""
         header = container.header
         wanted = box_of(region, header.width, header.height)
         if header.kind == Kind.LOSSLESS:
-            return self._decode_lossless(container, wanted, progress)
+            return self._decode_lossless(container, wanted, progress, damaged)
         if header.kind != Kind.LOSSY:
             raise VersionError(f"kind {header.kind.name} is not supported by this version")
-        return self._decode_lossy(container, wanted, progress)
+        return self._decode_lossy(container, wanted, progress, damaged)
 
     def _decode_lossless(
-        self, container: Container, wanted: Box, progress: Progress, record: Record | None = None
+        self,
+        container: Container,
+        wanted: Box,
+        progress: Progress,
+        damaged: list[Region] | None,
+        record: Record | None = None,
     ) -> Samples:
         header = container.header
         if header.colour != 0:
@@ -383,16 +409,19 @@ class Codec:
         if network and header.model != self.lossless.identity:
             raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossless.identity.hex()}")
         coder, channels = TileCoder(self.lossless if network else None, header.depth), CHANNELS[header.mode]
-        samples: Samples = np.empty((wanted.rows, wanted.columns, channels), sample_type(header.depth))
+        samples: Samples = np.zeros((wanted.rows, wanted.columns, channels), sample_type(header.depth))
         with exact_arithmetic(self.device):
             for box, tile in needed:
                 part = box & wanted
-                popped = coder.pop(tile, (box.rows, box.columns, channels), record)
-                samples[part.within(wanted)] = popped[part.within(box)]
+                with forgiving(box, damaged):
+                    popped = coder.pop(tile, (box.rows, box.columns, channels), record)
+                    samples[part.within(wanted)] = popped[part.within(box)]
                 progress(part.rows * part.columns)
         return samples
 
-    def _decode_lossy(self, container: Container, wanted: Box, progress: Progress) -> Samples:
+    def _decode_lossy(
+        self, container: Container, wanted: Box, progress: Progress, damaged: list[Region] | None
+    ) -> Samples:
         header = container.header
         if header.colour != 0:
             raise VersionError(f"colour transform {header.colour} is not supported by this version")
@@ -405,23 +434,28 @@ class Codec:
         outer = inner.grown(self.lossy.margin) & grid
         boxes = tiles(grid.rows, grid.columns, header.tile // PATCH)
         colours, channels = colours_of(header.mode), CHANNELS[header.mode]
-        latents = np.empty((self.lossy.model.config.latent, outer.rows, outer.columns), np.int32)
-        samples: Samples = np.empty((wanted.rows, wanted.columns, channels), sample_type(header.depth))
+        latents = np.zeros((self.lossy.model.config.latent, outer.rows, outer.columns), np.int32)
+        samples: Samples = np.zeros((wanted.rows, wanted.columns, channels), sample_type(header.depth))
+        good = set[Box]()
         with exact_arithmetic(self.device):
             q = torch.tensor([header.quality], device=self.device)
             for box, tile in zip(boxes, container.tiles, strict=True):
                 if part := box & outer:
                     covered = box.times(PATCH) & Box(0, 0, header.height, header.width)
                     shape = (covered.rows, covered.columns, channels - colours)
-                    popped, alpha = self._pop_tile(tile, box, q, shape, header.depth)
-                    latents[:, *part.within(outer)] = popped[:, *part.within(box)]
-                    if shown := covered & wanted:
-                        samples[shown.within(wanted)][..., colours:] = alpha[shown.within(covered)]
+                    with forgiving(covered, damaged):
+                        popped, alpha = self._pop_tile(tile, box, q, shape, header.depth)
+                        latents[:, *part.within(outer)] = popped[:, *part.within(box)]
+                        if shown := covered & wanted:
+                            samples[shown.within(wanted)][..., colours:] = alpha[shown.within(covered)]
+                        good.add(box)
             for box in boxes:
                 if part := box & inner:
-                    shown = part.times(PATCH) & wanted
-                    pixels = self._synthesise(latents, outer, part, q, header.depth)[shown.within(part.times(PATCH))]
-                    samples[shown.within(wanted)][..., :colours] = grey_of(pixels) if colours == 1 else pixels
+                    if box in good:
+                        shown = part.times(PATCH) & wanted
+                        pixels = self._synthesise(latents, outer, part, q, header.depth)
+                        pixels = pixels[shown.within(part.times(PATCH))]
+                        samples[shown.within(wanted)][..., :colours] = grey_of(pixels) if colours == 1 else pixels
                     progress(part.rows * part.columns * PATCH**2)
         return samples
 
@@ -495,7 +529,7 @@ class Codec:
 
         def pop(tables: Symbols) -> Tensor:
             nonlocal crc
-            symbols = stack.pop(self.lossy.tables, tables)
+            symbols = table_codec(self.lossy.tables, tables).pop(stack)
             crc = checksum(symbols, crc)
             if symbols.min() < -SYMBOL_MAX or symbols.max() > SYMBOL_MAX:
                 raise CorruptError("a latent is out of range")

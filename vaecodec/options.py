@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitstream import Limits
+
 from . import files
 
 if TYPE_CHECKING:
@@ -92,6 +94,20 @@ def with_options(command: Any, *options: Any) -> Any:
     return command
 
 
+def limits_of(context: click.Context, parameter: click.Parameter, pixels: int) -> Limits:
+    """Of a picture of so many pixels, whatever its shape; the file's own length limits its tiles."""
+    return Limits(max_pixels=pixels, max_side=max(Limits().max_side, pixels), max_tiles=2**64)
+
+
+MAX_PIXELS = click.option(
+    "--max-pixels",
+    "limits",
+    type=click.IntRange(1),
+    callback=limits_of,
+    default=Limits().max_pixels,
+    show_default=True,
+    help="Refuse pictures of more pixels.",
+)
 QUIET = click.option("--quiet", is_flag=True, help="No progress bar and no summary.")
 
 

@@ -1,0 +1,56 @@
+"""One process of a training run whose clock counts steps: CONFIG DATA OUT STEPS [CHECKPOINT]."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from vaecodec import lossless, train
+from vaecodec.objectives import Lossless, Lossy
+from vaecodec.ranks import mean
+
+SECONDS = 200.0  # a step, by this clock: more than lies between two checkpoints
+
+
+def minutes(steps: int) -> float:
+    return (steps + 1) * SECONDS / 60
+
+
+def counted(budget: float, spent: float, *_: object) -> Iterator[tuple[float, float]]:
+    """In place of ``train.clocked``."""
+    while (spent := spent + SECONDS) < budget:
+        yield spent / budget, spent
+
+
+def losses_of(config: Path, data: Path, out: Path, steps: int, resume: Path | None = None) -> list[float]:
+    """Train; the loss of each step, of all processes together."""
+    losses = []
+
+    def recording(loss: Any) -> Any:
+        def recorded(*arguments: Any) -> torch.Tensor:
+            value: torch.Tensor = loss(*arguments)
+            losses.append(mean(value.detach()))
+            return value
+
+        return recorded
+
+    with (
+        patch.object(train, "clocked", counted),
+        patch.object(lossless, "LINEAR_CROPS", 8),
+        patch.object(Lossy, "loss", recording(Lossy.loss)),
+        patch.object(Lossless, "loss", recording(Lossless.loss)),
+    ):
+        train.train(config, data, minutes(steps), out, device_name="cpu", resume=resume)
+    return losses
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    config, data, out, steps, *resume = sys.argv[1:]
+    losses = losses_of(Path(config), Path(data), Path(out), int(steps), *map(Path, resume))
+    Path(out, f"rank{os.environ['RANK']}.json").write_text(json.dumps(losses))
