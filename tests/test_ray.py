@@ -48,4 +48,6 @@ def test_workers_write_the_files_of_the_command(tmp_path: Path) -> None:
     assert b"broken.png: not a picture" in result.stderr and b"2 files, 1 failed" in result.stderr
     assert contents(tmp_path / "out") == expected | {"a.vae": b"done before"}
     rows = parquet.read_table(tmp_path / "packed").to_pylist()
-    assert {str(Path(row["path"]).relative_to("photographs").with_suffix(".vae")): row["vae"] for row in rows} == expected
+    assert {
+        str(Path(row["path"]).relative_to("photographs").with_suffix(".vae")): row["vae"] for row in rows
+    } == expected
