@@ -11,23 +11,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import vaecodec.codec
 from bitstream import Kind
-from vaecodec import Codec, export, lossless, weights
+from vaecodec import Codec, lossless, weights
 from vaecodec.cli import main
-from vaecodec.crops import Crops
 from vaecodec.lossless import LosslessModel
 from vaecodec.model import Config, LossyModel
-from vaecodec.objectives import Lossless
-
-try:
-    import hypothesis
-except ImportError:
-    import no_hypothesis as hypothesis  # type: ignore[no-redef]
-
-    sys.modules |= {"hypothesis": hypothesis, "hypothesis.strategies": hypothesis.strategies}
 
 HERE = Path(__file__).parent
 TINY = HERE / "golden" / "tiny.safetensors"
@@ -43,9 +35,8 @@ LOSSLESS = lossless.Config(
 )
 
 # A busy machine is no fault of the code.
-slow = [hypothesis.HealthCheck.too_slow]
-hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=slow)
-hypothesis.settings.load_profile("tests")
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -142,39 +133,16 @@ def shipped_lossless() -> Path:
     return packaged("lossless")
 
 
-def write_lossless_weights(path: Path) -> None:
-    """A small lossless model, trained for a few steps and exported."""
-    torch.manual_seed(0)
-    objective, device = Lossless(LOSSLESS, coarse_crop=16), torch.device("cpu")
-    model = objective.build()
-    images = [torch.from_numpy(np.array(picture(96, 96, seed=seed))).permute(2, 0, 1) for seed in range(4)]
-    crops = Crops(images, 64, device, seed=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lossless, "LINEAR_CROPS", 8)
-        patch.setattr(export, "FIT_BATCHES", 2)
-        objective.start(model, crops)
-        optim = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(30):
-            optim.zero_grad()
-            objective.loss(model, crops, 2, device).backward()  # type: ignore[no-untyped-call]
-            optim.step()
-        model.exact(True)
-        tables = export.fit_pixel_tables(model, crops), export.latent_tables(True), export.latent_tables(False)
-    weights.save_lossless(path, model, *tables)
-
-
-@pytest.fixture(scope="session")
-def lossless_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def lossless_weights() -> Path:
     """The weights of the small lossless model."""
-    path = tmp_path_factory.mktemp("weights") / "lossless.safetensors"
-    write_lossless_weights(path)
-    return path
+    return TINY_LOSSLESS
 
 
 @pytest.fixture(scope="session")
-def lossless_codec(lossless_weights: Path) -> Codec:
+def lossless_codec() -> Codec:
     """The codec with the small lossless model."""
-    return Codec("cpu", lossless_weights)
+    return Codec("cpu", TINY_LOSSLESS)
 
 
 @pytest.fixture(scope="session")
@@ -186,9 +154,9 @@ def codec(tiny: Codec, lossless_codec: Codec) -> Codec:
 
 
 @pytest.fixture
-def small_weights(lossless_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small models in place of the packaged ones, for what loads these on its own."""
-    paths = {"lossy": TINY, "lossless": lossless_weights}
+    paths = {"lossy": TINY, "lossless": TINY_LOSSLESS}
     monkeypatch.setattr(vaecodec.codec, "packaged", paths.__getitem__)
     monkeypatch.setattr(vaecodec.codec, "_shared", {})
 

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import pickle
+import struct
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -14,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, cli, picture, python, same
+from conftest import TINY, cli, picture, python, same, saved
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import vaecodec.codec
 from bitstream import CorruptError, LimitError, Limits, TruncatedError, VaeError, pack, unpack
@@ -319,3 +322,15 @@ def test_a_codec_is_pickled_as_its_arguments(tiny: Codec, tmp_path: Path, monkey
     relative = pickle.dumps(Codec("cpu", TINY.name))
     monkeypatch.chdir(tmp_path)
     assert pickle.loads(relative).lossy.identity == tiny.lossy.identity
+
+
+def test_metadata_after_the_pixels_is_kept(codec: Codec) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "after"
+    data = bytearray(saved(picture(20, 10)))
+    body = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = b"eXIf" + body
+    data[-12:-12] = struct.pack(">I", len(body)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    with Image.open(io.BytesIO(bytes(data))) as image:
+        assert "exif" not in image.info
+        assert codec.decompress(codec.compress(image)).getexif()[0x010E] == "after"

@@ -58,8 +58,9 @@ def main() -> None:
 @click.option("--target-bpp", type=click.FloatRange(0, min_open=True), help="Bits a pixel to aim at, within 1 %.")
 @click.option("--target-size", **options.SIZE, help="Bytes to aim at, within 1 %; k and M are 10^3 and 10^6.")
 @click.option("--target-psnr", type=click.FloatRange(0, min_open=True), help="dB to aim at, within 0.05.")
-@click.option("--lossless", is_flag=True, help="Keep every pixel as it is, by bits-back coding.")
+@click.option("-l", "--lossless", is_flag=True, help="Keep every pixel as it is, by bits-back coding.")
 @click.option(
+    "-e",
     "--effort",
     type=click.IntRange(0, 9),
     default=0,

@@ -257,8 +257,8 @@ class Codec:
             raise ValueError(f"effort {effort} is not in 0..{len(STEPS) - 1}")
         if isinstance(picture, Tensor):
             picture = array_of(picture)
-        sections = metadata_of(picture)
         samples, mode, bits = samples_of(picture)
+        sections = metadata_of(picture)  # PNG may have it after the pixels, which are loaded now
         height, width, _ = samples.shape
         kind, weights = (Kind.LOSSLESS, self.lossless) if lossless else (Kind.LOSSY, self.lossy)
         hundredths = 0 if lossless else round(quality * 100)

@@ -17,7 +17,7 @@ from .exact import UNIT, interpolate
 from .model import GAIN_BITS, PATCH, Rounded, lagrangian, per_channel, stream
 from .weights import Lossy
 
-STEPS = (0, 20, 40, 60, 90, 120, 160, 220, 300, 400)
+STEPS = (0, 60, 90, 120, 160, 200, 250, 300, 400, 500)
 """Of the descent, by effort."""
 RATE = 0.004
 """Of Adam, in steps of the quantiser."""

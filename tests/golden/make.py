@@ -12,18 +12,21 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from conftest import TINY, TINY_LOSSLESS, picture, write_lossless_weights  # noqa: E402
+from conftest import LOSSLESS, TINY, TINY_LOSSLESS, picture  # noqa: E402
 
 import vaecodec.codec  # noqa: E402
 from benchmarks import pca  # noqa: E402
-from vaecodec import Codec  # noqa: E402
+from vaecodec import Codec, export, lossless, weights  # noqa: E402
+from vaecodec.crops import Crops  # noqa: E402
 from vaecodec.lossless_codec import TileCoder, crc_of  # noqa: E402
+from vaecodec.objectives import Lossless  # noqa: E402
 
 FOLDER = HERE / "0.1"
 HASHES = FOLDER / "hashes.json"
@@ -37,6 +40,25 @@ def digest(samples: NDArray[Any]) -> str:
 def deep(channels: int, depth: int) -> NDArray[np.uint16]:
     y, x, c = np.mgrid[:31, :45, :channels]
     return ((y * 37 + x * 91 + c * 1009 + x * y) % 2**depth).astype(np.uint16)
+
+
+def write_weights(path: Path) -> None:
+    """A small lossless model, trained for a few steps and exported."""
+    torch.manual_seed(0)
+    objective, device = Lossless(LOSSLESS, coarse_crop=16), torch.device("cpu")
+    model = objective.build()
+    images = [torch.from_numpy(np.array(picture(96, 96, seed=seed))).permute(2, 0, 1) for seed in range(4)]
+    crops = Crops(images, 64, device, seed=0)
+    with mock.patch.object(lossless, "LINEAR_CROPS", 8), mock.patch.object(export, "FIT_BATCHES", 2):
+        objective.start(model, crops)
+        optim = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(30):
+            optim.zero_grad()
+            objective.loss(model, crops, 2, device).backward()  # type: ignore[no-untyped-call]
+            optim.step()
+        model.exact(True)
+        tables = export.fit_pixel_tables(model, crops), export.latent_tables(True), export.latent_tables(False)
+    weights.save_lossless(path, model, *tables)
 
 
 def made() -> Iterator[tuple[str, bytes]]:
@@ -87,7 +109,7 @@ def decoded(name: str, data: bytes) -> NDArray[Any]:
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     if not TINY_LOSSLESS.exists():
-        write_lossless_weights(TINY_LOSSLESS)
+        write_weights(TINY_LOSSLESS)
     hashes = json.loads(HASHES.read_text()) if HASHES.exists() else {}
     for title, data in made():
         name = title.replace(" ", "-").replace(";", "")
