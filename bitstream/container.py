@@ -230,6 +230,8 @@ def _read_section(view: memoryview, start: int, header: Header, limits: Limits) 
         raise CorruptError(f"section {tag!r} fails its checksum")
     if flags > 1:
         raise VersionError(f"section {tag!r} has unknown flags {flags}")
+    if tag == _TILES and not flags:
+        raise CorruptError("the tile directory is not marked as critical")
     try:
         return Section(tag, bytes(view[body:end]), bool(flags)), end + 4
     except ValueError as error:

@@ -74,6 +74,7 @@ def read(data: bytes) -> tuple[Header, dict[bytes, bytes], list[Tile]]:
         require(tag != b"TILE" or 6 * count <= length <= 15 * count, "corrupt", "directory")
         require(zlib.crc32(data[start:end]) == int.from_bytes(data[end:at], "little"), "corrupt", "CRC")
         require(data[start + 4] <= 1, "version", "flags")
+        require(tag != b"TILE" or data[start + 4] == 1, "corrupt", "directory")
         require(all(0x20 <= byte <= 0x7E for byte in tag), "corrupt", "tag")
         known = tag in (b"TILE", b"EXIF", b"ICCP", b"XMP ")
         require(known or data[start + 4] == 0, "version", "critical section")

@@ -170,6 +170,7 @@ TILE = b"\0\2" + b"crcs"
         (section(b"TILE", b"\0\x80", 1), CorruptError, "too short"),
         (section(b"TILE", TILE + b"\0", 1) + b"ww", CorruptError, "follow"),
         (section(b"TILE", TILE + bytes(10), 1) + b"ww", CorruptError, "too long"),
+        (section(b"TILE", TILE, 0) + b"ww", CorruptError, "not marked as critical"),
         (section(b"TILE", TILE, 1) + b"w", TruncatedError, "tiles"),
         (section(b"TILE", TILE, 1) + b"www", CorruptError, "follow"),
         (section(b"TILE", b"\0" + b"\xff" * 9 + b"\x01crcs", 1), TruncatedError, "tiles"),
