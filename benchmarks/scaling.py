@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from .plots import save
 from .speed import THREADS, fresh_process
 
-MEGAPIXELS = (1, 4, 16, 64)
+MEGAPIXELS = (1, 4, 9, 25)
 CELL = 1000
 """Pixels a side of one picture of the mosaic."""
 
