@@ -1,4 +1,4 @@
-"""Time and peak memory of the command line over the number of pixels."""
+"""Time and peak memory of the command line, on one thread, over the number of pixels."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from PIL import Image, ImageOps
 
 from .plots import save
-from .speed import THREADS, fresh_process
+from .speed import fresh_process
 
 MEGAPIXELS = (1, 4, 9, 25)
 CELL = 1000
@@ -41,7 +41,7 @@ def measured(files: list[Path], megapixels: int, kind: list[str]) -> dict[str, A
     with TemporaryDirectory() as folder:
         source, packed, decoded, seconds = (str(Path(folder, name)) for name in ("in.png", "x.vae", "x.ppm", "seconds"))
         mosaic(files, megapixels).save(source, compress_level=1)
-        common = ("--device", "cpu", "--threads", str(THREADS), "--quiet")
+        common = ("--device", "cpu", "--threads", "1", "--quiet")
         row: dict[str, Any] = {"megapixels": megapixels}
         for name, arguments in (
             ("compress", ("compress", source, "-o", packed, "--no-verify", *kind)),
