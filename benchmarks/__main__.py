@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: kodak, bitsback, speed, scaling, effort, same-bytes, theory, pca-train."""
+"""``python -m benchmarks``: kodak, bitsback, speed, scaling, effort, same-bytes, theory, readme, pca-train."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import click
 from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, theory
 from .codecs import CODECS
 
+PHOTO, RESULTS = Path("tests/data/astronaut.png"), Path("benchmarks/results")
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 data_option = click.option(
     "--data",
@@ -17,7 +18,7 @@ data_option = click.option(
 
 out_option = click.option(
     "--out",
-    default="benchmarks/results",
+    default=RESULTS,
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Results go to a folder in here with the name of the pictures' folder.",
@@ -130,6 +131,28 @@ def theory_command(data: Path, pictures: Path | None, out: Path) -> None:
     training = find_pictures(data)
     held_out = find_pictures(pictures) if pictures else training[::10]
     theory.run([file for file in training if file not in set(held_out)], held_out, out)
+
+
+@main.command("readme")
+@click.pass_context
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="As for kodak.")
+@click.option(
+    "--photographs",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder to train the small networks of the theory on.",
+)
+@click.option(
+    "--held-out", type=click.Path(exists=True, file_okay=False, path_type=Path), help="As theory's --pictures."
+)
+def readme_command(context: click.Context, data: Path | None, photographs: Path, held_out: Path | None) -> None:
+    """Every figure and number of the README: kodak, bitsback, speed, same-bytes, theory."""
+    data = data or kodak.find_kodak()
+    context.invoke(kodak_command, data=data, codecs=[*CODECS])
+    context.invoke(bitsback_command, data=data)
+    context.invoke(speed_command, data=data)
+    context.invoke(same_bytes_command, picture=PHOTO, bpp=0.3, box=(110, 0, 410, 300), out=RESULTS / "same_bytes.png")
+    context.invoke(theory_command, data=photographs, pictures=held_out)
 
 
 @main.command("pca-train")

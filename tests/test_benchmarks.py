@@ -18,7 +18,7 @@ pytest.importorskip("pytorch_msssim")
 
 from scipy.interpolate import Akima1DInterpolator
 
-from benchmarks import bitsback, codecs, kodak, report, same_bytes
+from benchmarks import bitsback, codecs, kodak, report, same_bytes, speed, theory
 from benchmarks.__main__ import main
 from benchmarks.bd_rate import Curve, bd_rate
 from benchmarks.metrics import decibels, ms_ssim
@@ -284,3 +284,14 @@ def test_lossless_files_are_accounted_for(photo: Image.Image, tmp_path: Path) ->
     assert sum(row["parts"].values()) == pytest.approx(8 * row["bytes"])
     assert row["bytes"] < row["png"] and 8 * row["bytes"] < 1.03 * sum(row["bound"].values())
     assert (tmp_path / "out" / "lossless.md").exists()
+
+
+def test_one_command_makes_all_that_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(8, 8).save(tmp_path / "a.png")
+    calls: list[str] = []
+    for module in (kodak, bitsback, speed, same_bytes, theory):
+        monkeypatch.setattr(module, "run", lambda *given, name=module.__name__: calls.append(f"{name} {len(given)}"))
+    result = CliRunner().invoke(main, ["readme", "--data", str(tmp_path), "--photographs", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    names = ["kodak 3", "bitsback 2", "speed 2", "same_bytes 4", "theory 3"]
+    assert calls == [f"benchmarks.{name}" for name in names]
