@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import TINY, TINY_LOSSLESS
 
-from benchmarks import pca
 from bitstream import Kind, Mode, unpack
 from vaecodec import Codec
 
@@ -26,7 +25,10 @@ def codecs() -> dict[str, Codec]:
 def test_golden_files(path: Path, codecs: dict[str, Codec], backend: str) -> None:
     kind = path.stem.split("-")[0]
     data, expected = path.read_bytes(), json.loads((path.parent / "hashes.json").read_text())[path.stem]
-    samples: Any = pca.decompress(data) if kind == "pca" else codecs[kind].decode_array(data)
+    if kind == "pca":  # not there, where an installed wheel is tested
+        samples: Any = pytest.importorskip("benchmarks.pca").decompress(data)
+    else:
+        samples = codecs[kind].decode_array(data)
     samples = np.asarray(samples)
     assert hashlib.sha256(samples.astype(samples.dtype.newbyteorder("<")).tobytes()).hexdigest() == expected
 
