@@ -8,11 +8,12 @@ from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, theory
 from .codecs import CODECS
 
 PHOTO, RESULTS = Path("tests/data/astronaut.png"), Path("benchmarks/results")
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 data_option = click.option(
     "--data",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder of pictures.",
 )
 
@@ -49,7 +50,7 @@ def main() -> None:
 @main.command("kodak")
 @click.option(
     "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder of pictures. Default: the Kodak pictures, in $KODAK or where they usually are.",
 )
 @out_option
@@ -87,8 +88,8 @@ def scaling_command(data: Path, out: Path) -> None:
 @main.command("effort")
 @data_option
 @out_option
-@click.option("--efforts", default="0,1,3,5", show_default=True, help="Commas between them.")
-@click.option("--count", default=6, show_default=True, help="How many of the pictures, evenly spaced.")
+@click.option("--efforts", default="0,1,3", show_default=True, help="Commas between them.")
+@click.option("--count", default=2, show_default=True, help="How many of the pictures, evenly spaced.")
 def effort_command(data: Path, out: Path, efforts: str, count: int) -> None:
     """What the efforts of the lossy encoder save, and their time."""
     files = find_pictures(data)
@@ -111,12 +112,12 @@ def same_bytes_command(picture: Path, bpp: float, box: tuple[int, int, int, int]
 @click.option(
     "--data",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder of photographs to train on.",
 )
 @click.option(
     "--pictures",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder of photographs that are held out. Default: every tenth of --data, not trained on.",
 )
 @click.option(
@@ -135,16 +136,14 @@ def theory_command(data: Path, pictures: Path | None, out: Path) -> None:
 
 @main.command("readme")
 @click.pass_context
-@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="As for kodak.")
+@click.option("--data", type=FOLDER, help="As for kodak.")
 @click.option(
     "--photographs",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder to train the small networks of the theory on.",
 )
-@click.option(
-    "--held-out", type=click.Path(exists=True, file_okay=False, path_type=Path), help="As theory's --pictures."
-)
+@click.option("--held-out", type=FOLDER, help="As theory's --pictures.")
 def readme_command(context: click.Context, data: Path | None, photographs: Path, held_out: Path | None) -> None:
     """Every figure and number of the README: kodak, bitsback, speed, same-bytes, theory."""
     data = data or kodak.find_kodak()
@@ -159,7 +158,7 @@ def readme_command(context: click.Context, data: Path | None, photographs: Path,
 @click.option(
     "--data",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder of photographs to learn from, and the folders in it.",
 )
 @click.option(
