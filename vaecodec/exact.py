@@ -154,12 +154,17 @@ class Conv(nn.Module):
         weight, bias = (self.weight, self.bias) if self.frozen or not self.exact else self.rounded()
         if rows is not None:
             weight, bias = weight[rows], bias[:, rows]
-        kernel, pad = weight.view(-1, *self.shape[1:]), self.shape[2] // 2
-        if pad and not x.requires_grad:
-            kernel, x = (t.contiguous(memory_format=torch.channels_last) for t in (kernel, x))
         x = x.to(self.weight.dtype) if self.wide else x
+        constant = bias[0] if len(bias) == 1 else None
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not self.wide):
-            out = F.conv2d(x, kernel, bias[0] if len(bias) == 1 else None, padding=pad)
+            if self.shape[2] == 1 and not x.requires_grad and x.device.type == "cpu":
+                # A product of matrices, and faster so than by what conv2d calls on one thread.
+                out = F.linear(x.permute(0, 2, 3, 1), weight, constant).permute(0, 3, 1, 2)
+            else:
+                kernel, pad = weight.view(-1, *self.shape[1:]), self.shape[2] // 2
+                if pad and not x.requires_grad:
+                    kernel, x = (t.contiguous(memory_format=torch.channels_last) for t in (kernel, x))
+                out = F.conv2d(x, kernel, constant, padding=pad)
         if len(bias) == 1:
             return out
         assert quality is not None

@@ -100,6 +100,11 @@ def conv(c_in: int, c_out: int, kernel: int = 1, *, added: int = 0, gain: float 
     return layer
 
 
+def joined(h: Tensor, *more: Tensor) -> Tensor:
+    """Channels of h and more, channels last as convolutions want them."""
+    return torch.cat([x.to(h.dtype).contiguous(memory_format=torch.channels_last) for x in (h, *more)], 1)
+
+
 class Residual(nn.Module):
     """act(h + 3x3(h and more))."""
 
@@ -108,7 +113,7 @@ class Residual(nn.Module):
         self.conv = conv(channels + more, channels, 3, added=HIDDEN_MAX, gain=0.3)
 
     def forward(self, h: Tensor, *more: Tensor) -> Tensor:
-        x = torch.cat([h, *(m.to(h.dtype) for m in more)], 1) if more else h
+        x = joined(h, *more) if more else h
         return act(h + self.conv(x), self.conv.exact)
 
 
@@ -189,6 +194,16 @@ class Head(nn.Module):
             for k in range(3)
         )
 
+    def enter(self, h: Tensor, spread: Tensor | None, colour: int | None = None) -> Tensor:
+        """Hidden activations before what earlier colours say, of one colour [B, K, h, w] or of all [B, 3 K, h, w].
+
+        h [B, width, h, w]: the state; spread: see ``Start``.
+        """
+        inputs = h if spread is None else joined(h, spread)
+        rows = torch.arange(len(self.hidden.weight), device=h.device)
+        hidden: Tensor = self.hidden(inputs, rows=None if colour is None else rows.chunk(3)[colour])
+        return hidden
+
     def linear(self, known: list[Tensor]) -> Tensor:
         """The linear filters [B, 3 (1 + filters), h, w], colours in coding order, of known pixels [B, 3, h, w] each."""
         pixels = F.pad(torch.cat(known, 1) - CENTRE, (2, 2, 2, 2), mode="replicate")
@@ -200,11 +215,10 @@ class Head(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, scale index and shape [B, h, w] of the k-th colour.
 
-        hidden [B, 3 K, h, w] of ``self.hidden``; centre [B, h, w]; seen: for each earlier colour its
+        hidden [B, K, h, w] of ``enter``; centre [B, h, w]; seen: for each earlier colour its
         residual in grey levels and the residual in scales (``normalised``).
         """
-        exact = self.hidden.exact
-        h = hidden.chunk(3, 1)[k]
+        exact, h = self.hidden.exact, hidden
         if k:
             inputs = torch.stack([part for r, e in seen for part in (coarse(r, exact), e, logarithm(r, exact))], 1)
             h = h + requantise(self.given[k - 1](inputs.to(h.dtype)), UNIT, -16, 16, exact)
@@ -229,7 +243,7 @@ def coarse(residual: Tensor, exact: bool) -> Tensor:
     return requantise(residual / 8, UNIT, -16, 16, exact)
 
 
-LOGARITHMS = [round(32 * math.log2(1 + n / 8)) / 32 for n in range(4096)]
+LOGARITHMS = torch.tensor([round(32 * math.log2(1 + n / 8)) / 32 for n in range(4096)])
 """log2(1 + |x|) for |x| in eighths, on the grid of activations; no value is near a tie."""
 
 
@@ -237,8 +251,7 @@ def logarithm(x: Tensor, exact: bool) -> Tensor:
     """log2(1 + |x|) of grey levels as an activation: scales are logarithms, which small networks are bad at."""
     if not exact:
         return torch.log2(1 + x.abs())
-    table = torch.tensor(LOGARITHMS, dtype=x.dtype, device=x.device)
-    return table[(x.abs() * 8).clamp(max=len(LOGARITHMS) - 1).long()]
+    return LOGARITHMS.to(x)[(x.abs() * 8).clamp(max=len(LOGARITHMS) - 1).long()]
 
 
 def normalised(residual: Tensor, index: Tensor, exact: bool) -> Tensor:
@@ -260,14 +273,24 @@ class Phase(NamedTuple):
         return pixel_bits(*self)
 
 
-def predict(head: Head, hidden: Tensor, linear: Tensor | None, centre: Tensor, x: Tensor) -> tuple[Phase, Tensor]:
+class Start(NamedTuple):
+    """What a head starts from beside the state: where means start [B, 3, h, w] and, where there are known pixels, the
+    linear filters [B, 3 (1 + filters), h, w] and how far those pixels lie apart, as an activation [B, 3, h, w]."""
+
+    centre: Tensor
+    linear: Tensor | None = None
+    spread: Tensor | None = None
+
+
+def predict(head: Head, h: Tensor, start: Start, x: Tensor) -> tuple[Phase, Tensor]:
     """All colours of a phase whose pixels x [B, 3, h, w] are known, and the activations that tell later phases how
     good the prediction was [B, 3, h, w]."""
     seen: list[tuple[Tensor, Tensor]] = []
     parts = []
+    hidden = head.enter(h, start.spread).chunk(3, 1)
     for k, c in enumerate(CHANNEL_ORDER):
-        start = centre[:, c] + x[:, 1] if k and linear is not None else centre[:, c]
-        mean, index, shape = head.colour(k, hidden, linear, start, seen)
+        centre = start.centre[:, c] + x[:, 1] if k and start.linear is not None else start.centre[:, c]
+        mean, index, shape = head.colour(k, hidden[k], start.linear, centre, seen)
         residual = x[:, c] - mean
         seen.append((residual, normalised(residual, index, head.hidden.exact)))
         parts.append((residual, index, shape))
@@ -339,17 +362,15 @@ class Level(nn.Module):
         exact = self.entry.exact
         mean = local_mean(a)
         bands = [coarse(a - mean, exact), coarse(mean - CENTRE, exact), coarse(2 * (mean - local_mean(mean)), exact)]
-        h = act(self.entry(torch.cat(bands + ([features.float()] if features is not None else []), 1)), exact)
+        h = act(self.entry(joined(*bands, *([features] if features is not None else []))), exact)
         for block in self.blocks:
             h = block(h)
         return h, mean
 
-    def prepare(self, phase: str, h: Tensor, *known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What a phase's head starts from: hidden activations, linear filters, centre."""
-        head = self.head(phase)
+    def prepare(self, phase: str, *known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A phase's ``Start``, from the known phases [B, 3, h, w] each."""
         centre, spread = nearest(phase, list(known))
-        inputs = torch.cat([h, logarithm(spread, self.entry.exact).to(h.dtype)], 1)
-        return head.hidden(inputs), head.linear(list(known)), centre
+        return centre, self.head(phase).linear(list(known)), logarithm(spread, self.entry.exact)
 
     def update(self, phase: str, h: Tensor, difference: Tensor, normal: Tensor) -> Tensor:
         """The state after a phase: its pixels as differences from the local mean, and its normalised residuals."""
@@ -367,7 +388,7 @@ class Level(nn.Module):
         h, mean = self.enter(parts["A"], features)
         known, phases = [parts["A"]], []
         for name in PHASES:
-            phase, normal = predict(self.head(name), *self.prepare(name, h, *known), parts[name])
+            phase, normal = predict(self.head(name), h, Start(*self.prepare(name, *known)), parts[name])
             known.append(parts[name])
             phases.append(phase)
             if name in self.updates:
@@ -505,7 +526,7 @@ class Vae(nn.Module):
 
     def likelihood(self, x: Tensor, above: Above) -> Phase:
         """p(x | latents)."""
-        return predict(self.head, self.head.hidden(self.last(above.h)), None, self.centre(above), x)[0]
+        return predict(self.head, self.last(above.h), Start(self.centre(above)), x)[0]
 
     def centre(self, above: Above) -> Tensor:
         """Where the likelihood's means start from, in grey levels [B, 3, h, w]."""

@@ -6,6 +6,7 @@ sent their values; ``bitstream.chain`` runs them forwards to pop and backwards t
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Generator
@@ -43,6 +44,7 @@ from .lossless import (
     Above,
     Head,
     Level,
+    Start,
     normalised,
 )
 from .weights import Lossless
@@ -278,16 +280,8 @@ class Network:
     def _likelihood_parts(self) -> Parts:
         vae, above = self.model.vae, self.above[0]
         centre = vae.centre(above)
-        yield from self._colours(
-            "x",
-            vae.head,
-            vae.head.hidden(vae.last(above.h)),
-            None,
-            centre,
-            torch.zeros_like(centre),
-            self.rows,
-            self.columns,
-        )
+        outside = torch.zeros_like(centre)
+        yield from self._colours("x", vae.head, vae.last(above.h), Start(centre), outside, self.rows, self.columns)
 
     def _level_parts(self, coarsest: NDArray[np.int32]) -> Parts:
         a, features = self._tensor(coarsest), None
@@ -302,13 +296,12 @@ class Network:
             fine = a.new_empty(1, 3, 2 * a.shape[2], 2 * a.shape[3])
             fine[..., ::2, ::2] = a
             for name, row, column in zip(PHASES, (1, 0, 1), (1, 1, 0), strict=True):
-                hidden, linear, centre = in_stripes(partial(level.prepare, name), 2, h, *known)
+                start = Start(*in_stripes(partial(level.prepare, name), 2, *known))
                 x, normal = yield from self._colours(
                     f"{name}_{number}",
                     level.head(name),
-                    hidden,
-                    linear,
-                    centre,
+                    h,
+                    start,
                     a,
                     (rows + 1 - row) // 2,
                     (columns + 1 - column) // 2,
@@ -317,17 +310,16 @@ class Network:
                 known.append(x)
                 if name in level.updates:
                     (h,) = in_stripes(partial(level.update, name), 1, h, x - mean, normal)
-            features = level.features(h) if level.up is not None else None
-            features = features[..., :rows, :columns] if features is not None else None
+            if level.up is not None:
+                features = in_stripes(level.features, 0, h)[0][..., :rows, :columns]
             a = fine[..., :rows, :columns]
 
     def _colours(
         self,
         name: str,
         head: Head,
-        hidden: Tensor,
-        linear: Tensor | None,
-        centre: Tensor,
+        h: Tensor,
+        start: Start,
         outside: Tensor,
         rows: int,
         columns: int,
@@ -336,8 +328,10 @@ class Network:
         taken from ``outside``. Returns samples and normalised residuals [1, 3, h, w]."""
         seen, x = list[tuple[Tensor, Tensor]](), outside.clone()
         for k, c in enumerate(CHANNEL_ORDER):
-            start = centre[:, c] + x[:, 1] if k and linear is not None else centre[:, c]
-            mean, index, shape = head.colour(k, hidden, linear, start, seen)
+            centre = start.centre[:, c] + x[:, 1] if k and start.linear is not None else start.centre[:, c]
+            mean, index, shape = in_stripes(
+                partial(colour, head, k), 0, h, start.linear, start.spread, centre, *itertools.chain(*seen)
+            )
             if k < self.colours:
                 inside = (0, slice(0, rows), slice(0, columns))
                 steps = (mean[inside] / MEAN_UNIT).int()
@@ -375,18 +369,37 @@ class Network:
         return x.contiguous(memory_format=torch.channels_last)
 
 
-def in_stripes(f: Callable[..., Tensor | tuple[Tensor, ...]], margin: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+def colour(
+    head: Head, k: int, h: Tensor, linear: Tensor | None, spread: Tensor | None, centre: Tensor, *seen: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``Head.colour`` from the state on, so that nothing between the two is kept for more than a stripe."""
+    return head.colour(k, head.enter(h, spread, k), linear, centre, list(zip(seen[::2], seen[1::2], strict=True)))
+
+
+def in_stripes(
+    f: Callable[..., Tensor | tuple[Tensor, ...]], margin: int, x: Tensor, *others: Tensor | None
+) -> tuple[Tensor, ...]:
     """f of tensors [..., h, w], stripe by stripe; f looks ``margin`` rows beyond each row."""
-    rows = inputs[0].shape[-2]
+    rows, inputs = x.shape[-2], (x, *others)
     whole: list[Tensor] = []
     for top in range(0, rows, STRIPE):
         first, last = max(top - margin, 0), min(top + STRIPE + margin, rows)
-        parts = f(*(x[..., first:last, :] for x in inputs))
+        parts = f(*(x[..., first:last, :] if x is not None else None for x in inputs))
         parts = (parts,) if isinstance(parts, Tensor) else parts
-        whole = whole or [part.new_empty(*part.shape[:2], rows, part.shape[3]) for part in parts]
+        scale = parts[0].shape[-2] // (last - first)
+        whole = whole or [empty_like(part, scale * rows) for part in parts]
+        inside = slice(scale * (top - first), scale * (top - first + STRIPE))
         for out, part in zip(whole, parts, strict=True):
-            out[..., top : top + STRIPE, :] = part[..., top - first : top - first + STRIPE, :]
+            out[..., scale * top : scale * (top + STRIPE), :] = part[..., inside, :]
     return tuple(whole)
+
+
+def empty_like(part: Tensor, rows: int) -> Tensor:
+    """A tensor with the layout of ``part`` and that many rows."""
+    last = part.ndim == 4 and part.is_contiguous(memory_format=torch.channels_last)
+    size = (*part.shape[:-2], rows, part.shape[-1])
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(size, dtype=part.dtype, device=part.device, memory_format=layout)
 
 
 def flat(x: Tensor) -> Values:
