@@ -72,6 +72,10 @@ class Mbt2018Mean:
         )
         return pixels
 
+    def size(self, packed: Any) -> int:
+        """Bytes of the strings."""
+        return sum(len(string) for strings in packed["strings"] for string in strings)
+
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """[1, 3, H, W] in 0 to 1, padded on the right and below to the multiples of 64 that mbt2018-mean needs."""
@@ -84,45 +88,60 @@ def read(original: bytes) -> Image.Image:
     return Image.open(io.BytesIO(original)).convert("RGB")
 
 
+class Ours:
+    """vaecodec, warm."""
+
+    def __init__(self, codec: Codec, **options: Any) -> None:
+        self.codec, self.options = codec, options
+
+    def compress(self, picture: Image.Image) -> bytes:
+        return self.codec.compress(picture, **self.options)
+
+    def decompress(self, packed: bytes, _size: tuple[int, int]) -> NDArray[Any]:
+        return np.asarray(self.codec.decompress(packed))
+
+    def size(self, packed: bytes) -> int:
+        return len(packed)
+
+
 def warm(files: list[Path], quality: float) -> list[str]:
     """Markdown table of megapixels per second, picture file to coded bytes and coded bytes to an array of pixels."""
     torch.set_num_threads(THREADS)
     codec = Codec(device="cpu")
-    reference = Mbt2018Mean(Image.open(files[0]).convert("RGB"))
-    seconds = dict.fromkeys(("encode", "decode", "reference encode", "reference decode"), 0.0)
-    pixels = size = reference_size = 0
-    # The first picture runs once more than the others, untimed. The two codecs take turns, so that other load on the
-    # machine meets both.
+    reference = "mbt2018-mean, random weights"
+    codecs: dict[str, Any] = {
+        f"vaecodec, quality {quality:g}": Ours(codec, quality=quality),
+        "vaecodec, lossless": Ours(codec, lossless=True),
+        reference: Mbt2018Mean(Image.open(files[0]).convert("RGB")),
+    }
+    seconds, sizes, pixels = {name: [0.0, 0.0] for name in codecs}, dict.fromkeys(codecs, 0), 0
+    # The first picture runs once more than the others, untimed. The codecs take turns, so that other load on the
+    # machine meets all of them.
     for number, file in enumerate(tqdm([files[0], *files], desc="warm")):
         original = file.read_bytes()
-        marks = [time.perf_counter()]
-        picture = read(original)
-        data = codec.compress(picture, quality=quality)
-        marks.append(time.perf_counter())
-        np.asarray(codec.decompress(data))
-        marks.append(time.perf_counter())
-        packed = reference.compress(read(original))
-        marks.append(time.perf_counter())
-        reference.decompress(packed, picture.size)
-        marks.append(time.perf_counter())
-        if number == 0:
-            continue
-        for name, (start, end) in zip(seconds, itertools.pairwise(marks), strict=True):
-            seconds[name] += end - start
-        pixels += picture.width * picture.height
-        size += len(data)
-        reference_size += sum(len(string) for strings in packed["strings"] for string in strings)
+        for name, each in codecs.items():
+            start = time.perf_counter()
+            picture = read(original)
+            packed = each.compress(picture)
+            middle = time.perf_counter()
+            each.decompress(packed, picture.size)
+            end = time.perf_counter()
+            if number:
+                seconds[name][0] += middle - start
+                seconds[name][1] += end - middle
+                sizes[name] += each.size(packed)
+        pixels += picture.width * picture.height if number else 0
 
-    encode, decode, reference_encode, reference_decode = (pixels / 1e6 / value for value in seconds.values())
-    verified = pixels / 1e6 / (seconds["encode"] + seconds["decode"])
-    rows: list[tuple[str | float, ...]] = [
-        ("codec", "bpp", "encode MP/s", "encode and verify MP/s", "decode MP/s"),
-        ("---", "--:", "--:", "--:", "--:"),
-        (f"vaecodec, quality {quality:g}", 8 * size / pixels, encode, verified, decode),
-        ("mbt2018-mean, random weights", 8 * reference_size / pixels, reference_encode, "", reference_decode),
-        ("ratio", "", encode / reference_encode, verified / reference_encode, decode / reference_decode),
+    speeds = {name: (pixels / 1e6 / e, pixels / 1e6 / (e + d), pixels / 1e6 / d) for name, (e, d) in seconds.items()}
+    lines = [
+        "| codec | bpp | encode MP/s | encode and verify MP/s | decode MP/s | of mbt2018-mean, encode | decode |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    return ["| " + " | ".join(x if isinstance(x, str) else f"{x:.3f}" for x in row) + " |" for row in rows]
+    for name, (encode, verified, decode) in speeds.items():
+        ratios = f"{encode / speeds[reference][0]:.2f} | {decode / speeds[reference][2]:.2f}"
+        bpp = 8 * sizes[name] / pixels
+        lines.append(f"| {name} | {bpp:.3f} | {encode:.3f} | {verified:.3f} | {decode:.3f} | {ratios} |")
+    return lines
 
 
 def large_picture(files: list[Path]) -> Image.Image:
