@@ -42,7 +42,7 @@ from bitstream import (
 )
 from vaecodec.codec import TILE_MAX, Box, tiles
 from vaecodec.crops import load_images
-from vaecodec.image import ImageError, grey_of, metadata_of, picture_of_samples, samples_of
+from vaecodec.image import ImageError, grey_of, info_of, metadata_of, picture_of, samples_of
 from vaecodec.weights import WeightsError
 
 PARAMETERS = Path(__file__).with_name("pca.safetensors")
@@ -389,7 +389,9 @@ def decompress(data: bytes) -> Image.Image:
         inside[:] = pixels_from(blocks.reshape(*shape[1:], SIZE))
     pixels = pixels[: header.height, : header.width]
     samples = grey_of(pixels).astype(np.uint8) if header.mode.name == "L" else pixels
-    return picture_of_samples(samples, header.mode, container.sections)
+    picture = picture_of(samples)
+    picture.info |= info_of(container.sections)
+    return picture
 
 
 def boxes_of(header: Header) -> list[Box]:

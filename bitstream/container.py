@@ -122,11 +122,14 @@ class Limits:
     max_icc: int = 2**22
     max_sections: int = 64
 
+    def check_size(self, width: int, height: int) -> None:
+        """Raises LimitError if the picture has too many pixels."""
+        if width * height > self.max_pixels or max(width, height) > self.max_side:
+            raise LimitError(f"picture of {width} x {height} pixels exceeds the limits")
+
     def check(self, header: Header) -> None:
         """Raises LimitError if the picture is too large."""
-        pixels, side = header.width * header.height, max(header.width, header.height)
-        if pixels > self.max_pixels or side > self.max_side:
-            raise LimitError(f"picture of {header.width} x {header.height} pixels exceeds the limits")
+        self.check_size(header.width, header.height)
         if header.tile_count > self.max_tiles:
             raise LimitError(f"picture of {header.tile_count} tiles exceeds the limit of {self.max_tiles}")
 

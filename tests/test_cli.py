@@ -379,7 +379,7 @@ def test_a_failure_leaves_the_target_and_no_temporary(
 
     target = folder / "out.vae"
     target.write_bytes(b"as it was")
-    monkeypatch.setattr(Codec, "decompress", fail)
+    monkeypatch.setattr(Codec, "decode_tiles", fail)
     result = cli("compress", folder / "in.png", "-o", target, "--overwrite", *TINY_CPU)
     assert result.exit_code == getattr(error, "exit_code", 1) and result.stdout == ""
     assert target.read_bytes() == b"as it was" and names(folder) == ["in.png", "out.vae"]

@@ -14,9 +14,11 @@ from vaecodec.image import (
     ImageError,
     encode_picture,
     grey_of,
+    info_of,
     metadata_of,
     open_picture,
-    picture_of_samples,
+    picture_of,
+    pixels_of,
     samples_of,
 )
 
@@ -41,8 +43,7 @@ def deep_png(colour_type: int, samples: int) -> bytes:
 
 def through(image: Image.Image) -> Image.Image:
     """The picture of the samples of a picture."""
-    samples, mode, _ = samples_of(image)
-    return picture_of_samples(samples, mode, ())
+    return picture_of(samples_of(image)[0])
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
@@ -56,6 +57,22 @@ def test_samples_round_trip(mode: str) -> None:
 def test_bilevel_and_palette_pictures_keep_their_pixels() -> None:
     for image, mode in ((picture(9, 5).convert("1"), "L"), (picture(9, 5).quantize(7), "RGB")):
         assert same(through(image), image.convert(mode))
+
+
+def test_parts_are_those_of_the_whole() -> None:
+    """Whatever Pillow's mode is: what is converted part by part is what is converted in one piece."""
+    images = [picture(9, 5, mode) for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I")]
+    images += [Image.fromarray(np.arange(45, dtype=np.uint16).reshape(5, 9) * 1456), picture(9, 5).quantize(7)]
+    images[-1].info["transparency"] = bytes(range(7))
+    images += [image.copy() for image in images[1:6:4]]  # L, RGB
+    for image, colour in zip(images[-2:], (image.getpixel((3, 2)) for image in images[-2:]), strict=True):
+        image.info["transparency"] = colour
+    for image in images:
+        pixels, (samples, mode, bits) = pixels_of(image), samples_of(image)
+        part = pixels[2:5, 3:9]
+        assert (mode, bits, samples.shape[:2]) == (pixels.mode, pixels.bits, (5, 9))
+        assert part.dtype == samples.dtype and np.array_equal(part, samples[2:5, 3:9])
+        assert np.array_equal(samples.squeeze(), np.asarray(image.convert(mode.name) if bits == 8 else image))
 
 
 def test_grey_is_the_mean_of_the_channels() -> None:
@@ -97,17 +114,17 @@ def test_what_is_no_picture_is_refused() -> None:
 
 
 def test_metadata_that_a_format_cannot_take_is_named() -> None:
-    samples, mode, _ = samples_of(picture(9, 5))
-    sections = (Section(EXIF, exif().tobytes()), Section(ICC, b"profile" * 30))
-    assert sorted(encode_picture(picture_of_samples(samples, mode, sections), "BMP")[1]) == ["exif", "icc_profile"]
+    image = picture(9, 5)
+    image.info |= info_of((Section(EXIF, exif().tobytes()), Section(ICC, b"profile" * 30)))
+    assert sorted(encode_picture(image, "BMP")[1]) == ["exif", "icc_profile"]
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_metadata_goes_through_pictures_files(format: str) -> None:
     image = picture(9, 5)
     sections = (Section(EXIF, exif().tobytes()), Section(ICC, b"profile" * 30), Section(XMP, b"<x:xmpmeta/>"))
-    samples, mode, _ = samples_of(image)
-    written, lost = encode_picture(picture_of_samples(samples, mode, sections), format)
+    image.info |= info_of(sections)
+    written, lost = encode_picture(image, format)
     assert lost == []
     read = {section.tag: bytes(section.payload) for section in metadata_of(open_picture(written))}
     assert read[ICC] == b"profile" * 30 and read[XMP] == b"<x:xmpmeta/>"

@@ -55,8 +55,8 @@ assert "torch" not in sys.modules
 
 def test_pixels_are_decoded_when_they_are_asked_for(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     data, decoded = codec.compress(picture(40, 30)), list[bool]()
-    decode = Codec.decode_array
-    monkeypatch.setattr(Codec, "decode_array", lambda *arguments: decoded.append(True) or decode(*arguments))
+    decode = Codec.decode_tiles
+    monkeypatch.setattr(Codec, "decode_tiles", lambda *arguments: decoded.append(True) or decode(*arguments))
     image = opened(data)
     assert image.size == (40, 30) and not decoded
     image.load()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +74,7 @@ def main() -> None:
     "--metadata", **options.METADATA, default="all", show_default=True, help="What to keep of EXIF, ICC and XMP."
 )
 @click.option("--verify/--no-verify", default=True, help="Decode the written file before it takes its name.")
+@options.MAX_PIXELS
 @options.computing
 def compress(
     request: files.Request,
@@ -82,6 +86,7 @@ def compress(
     effort: int,
     metadata: list[str],
     verify: bool,
+    limits: Limits,
     machine: options.Machine,
 ) -> None:
     """Compress pictures: files, folders, quoted patterns, or - for standard input. x.png becomes x.vae.
@@ -102,7 +107,7 @@ def compress(
 
     def start() -> batch.Work:
         from .image import INFO_KEYS, open_picture
-        from .metrics import psnr
+        from .metrics import fidelity
         from .targets import missed, search
 
         codec = machine.codec("lossless" if lossless else "lossy")
@@ -112,29 +117,32 @@ def compress(
 
         def work(job: files.Job, follow: batch.Follow) -> batch.Done:
             source = files.read(job.source)
-            picture = open_picture(source)
+            picture, read = open_picture(source, limits), len(source)
+            del source  # a large picture leaves no room for it
             for key in dropped:
                 picture.info.pop(key, None)
             pixels = picture.width * picture.height
             progress, notes, warning = follow(pixels, passes + verify), list[str](), ""
             if targets:
-                found = search(codec, picture, effort=effort, progress=progress, **targets)
+                found = search(codec, picture, effort=effort, limits=limits, progress=progress, **targets)
                 data, warning = found.data, "" if found.near else missed(found, target_psnr is not None)
                 notes.append(f"quality {found.quality:g}")
             else:
-                data = codec.compress(picture, quality, progress, lossless=lossless, effort=effort)
+                data = codec.compress(picture, quality, progress, lossless=lossless, effort=effort, limits=limits)
             with files.written(job, data, keep_times=request.keep_times) as temporary:
                 if verify:
-                    decoded = codec.decompress(files.read(temporary) if temporary else data, progress=progress)
-                    if lossless and not same_pixels(picture, decoded):
+                    decoded = codec.decode_tiles(temporary or data, limits, progress)
+                    psnr, equal = fidelity(picture, decoded)
+                    if lossless and not equal:
                         raise VaeError("the decoded pixels are not those of the picture: nothing was written")
-                    notes.append("every pixel equal" if lossless else f"{psnr(picture, decoded):.2f} dB")
+                    notes.append("every pixel equal" if lossless else f"{psnr:.2f} dB")
             note = ", ".join([f"{job.target}: {len(data)} bytes, {8 * len(data) / pixels:.3f} bpp", *notes])
-            return batch.Done(pixels, len(source), len(data), len(data), note, warning)
+            return batch.Done(pixels, read, len(data), len(data), note, warning)
 
         return work
 
-    batch.run(plan, start, request.workers, machine.quiet)
+    with pillow_limit(limits):
+        batch.run(plan, start, request.workers, machine.quiet)
 
 
 @main.command()
@@ -183,20 +191,23 @@ def decompress(
             )
             if downsample:
                 picture = reduced(picture, int(downsample))
+            read = len(data)
+            del data  # a large picture leaves no room for it
             encoded, lost = encode_picture(picture, encoding)
             with files.written(job, encoded, keep_times=request.keep_times):
                 pass
-            warnings = [f"{encoding} did not take the picture's {', '.join(lost)}"] if lost else []
+            said = [f"{encoding} did not take the picture's {', '.join(lost)}"] if lost else []
             if damaged:
                 regions = " ".join(",".join(map(str, tile)) for tile in damaged)
-                warnings.append(f"{len(damaged)} of {header.tile_count} tiles are damaged: {regions}")
-            part = len(data) * width * height // (header.width * header.height)
+                said.append(f"{len(damaged)} of {header.tile_count} tiles are damaged: {regions}")
+            part = read * width * height // (header.width * header.height)
             note = f"{job.target}: {picture.width} x {picture.height}"
-            return batch.Done(width * height, len(data), len(encoded), part, note, "; ".join(warnings))
+            return batch.Done(width * height, read, len(encoded), part, note, "; ".join(said))
 
         return work
 
-    batch.run(plan, start, request.workers, machine.quiet)
+    with pillow_limit(limits):
+        batch.run(plan, start, request.workers, machine.quiet)
 
 
 @main.command()
@@ -214,7 +225,8 @@ def verify(sources: tuple[Path, ...], limits: Limits, machine: options.Machine) 
             data = files.read(job.source)
             header = read_header(data)
             pixels = header.width * header.height
-            codec.decode_array(data, limits, follow(pixels, 1))
+            for _ in codec.decode_tiles(data, limits, follow(pixels, 1)):
+                pass
             return batch.Done(pixels, len(data), 0, len(data), f"{job.source}: good")
 
         return work
@@ -377,8 +389,15 @@ def reduced(picture: Image, factor: int) -> Image:
     return picture.reduce(factor)
 
 
-def same_pixels(a: Image, b: Image) -> bool:
-    from .image import samples_of
+@contextlib.contextmanager
+def pillow_limit(limits: Limits) -> Iterator[None]:
+    """Let Pillow open what the limits allow. Its own limit is the whole process's, so this is for commands alone."""
+    from PIL import Image
 
-    (x, *kind_a), (y, *kind_b) = samples_of(a), samples_of(b)
-    return kind_a == kind_b and x.shape == y.shape and bool((x == y).all())
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it warns of is refused
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before

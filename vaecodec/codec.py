@@ -11,8 +11,10 @@ import contextlib
 import os
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +43,17 @@ from bitstream import (
     unpack,
 )
 
-from .exact import UNIT, interpolate
+from .exact import STREAM_UNIT, UNIT, interpolate
 from .image import (
     CHANNELS,
     ImageError,
+    Pixels,
     grey_of,
+    info_of,
     metadata_of,
-    picture_of_samples,
+    picture_of,
+    pixels_of,
     refuse_deep_colour,
-    samples_of,
 )
 from .info import Source, bytes_of
 from .lossless_codec import BITS_BACK, PLAIN, RAW, ROUNDED, Samples, TileCoder, sample_type
@@ -111,6 +115,10 @@ class Box:
         """On a grid that is finer by a factor."""
         return Box(self.top * factor, self.left * factor, self.bottom * factor, self.right * factor)
 
+    @property
+    def region(self) -> Region:
+        return self.left, self.top, self.columns, self.rows
+
     def within(self, outer: Box) -> tuple[slice, slice]:
         """Index of this box in an array [H, W] that holds ``outer``."""
         return (
@@ -146,7 +154,26 @@ def forgiving(box: Box, damaged: list[Region] | None) -> Iterator[None]:
     except CorruptError:
         if damaged is None:
             raise
-        damaged.append((box.left, box.top, box.columns, box.rows))
+        damaged.append(box.region)
+
+
+class Band:
+    """Some rows of an array [M, rows, columns] of int16 that is never held as a whole: it moves from top to bottom.
+
+    box: what the values are of.
+    """
+
+    def __init__(self, channels: int, outer: Box) -> None:
+        self.box = replace(outer, bottom=outer.top)
+        self.values = np.zeros((channels, 0, outer.columns), np.int16)
+
+    def move(self, top: int, bottom: int) -> None:
+        """Hold the rows top..bottom, zero where they are new."""
+        box = replace(self.box, top=top, bottom=bottom)
+        values = np.zeros((len(self.values), box.rows, box.columns), np.int16)
+        if kept := box & self.box:
+            values[:, *kept.within(box)] = self.values[:, *kept.within(self.box)]
+        self.box, self.values = box, values
 
 
 @contextlib.contextmanager
@@ -239,17 +266,19 @@ class Codec:
         lossless: bool = False,
         depth: int = 16,
         effort: int = 0,
+        limits: Limits | None = None,
     ) -> bytes:
         """The bytes of a ``.vae`` file.
 
         picture: a Pillow picture of integers, or an array or tensor, see ``Picture``. quality: 0 (smallest) to 100, in
         hundredths, of lossy files, which keep alpha without loss. depth: how many bits of 16-bit samples are in use, 9
         to 16. effort: 0 (fast) to 9 (small): the latents of lossy files are refined for this picture, see
-        ``refine.STEPS``; lossless tiles are coded in every way, not only in those that are worth a try. Equal pixels
-        give equal bytes, whatever holds them; EXIF, ICC profile and XMP come from Pillow's ``info``.
+        ``refine.STEPS``; lossless tiles are coded in every way, not only in those that are worth a try. limits: by
+        default ``Limits()``; what exceeds them, no reader with the same limits would accept. Equal pixels give equal
+        bytes, whatever holds them; EXIF, ICC profile and XMP come from Pillow's ``info``.
 
         Raises ImageError for pictures that are not supported, ValueError for a quality, depth or effort out of range,
-        LimitError for a picture that no reader would accept.
+        LimitError.
         """
         if not 0 <= quality <= 100:
             raise ValueError(f"quality {quality} is not in 0..100")
@@ -257,35 +286,37 @@ class Codec:
             raise ValueError(f"effort {effort} is not in 0..{len(STEPS) - 1}")
         if isinstance(picture, Tensor):
             picture = array_of(picture)
-        samples, mode, bits = samples_of(picture)
+        pixels = pixels_of(picture)
         sections = metadata_of(picture)  # PNG may have it after the pixels, which are loaded now
-        height, width, _ = samples.shape
         kind, weights = (Kind.LOSSLESS, self.lossless) if lossless else (Kind.LOSSY, self.lossy)
         hundredths = 0 if lossless else round(quality * 100)
-        depth = depth if bits > 8 else 8
-        header = Header(kind, mode, width, height, depth, hundredths, 0, TILE, weights.identity)
-        Limits().check(header)
-        if samples.max() >= 2**depth:
+        depth = depth if pixels.bits > 8 else 8
+        header = Header(kind, pixels.mode, pixels.width, pixels.height, depth, hundredths, 0, TILE, weights.identity)
+        (limits or Limits()).check(header)
+        whole = box_of(None, pixels.width, pixels.height)
+        boxes = [box.within(whole) for box in tiles(pixels.height, pixels.width, TILE)]
+        if depth < pixels.bits and any(pixels[box].max() >= 2**depth for box in boxes):
             raise ImageError(f"the picture has samples of more than {depth} bits")
         code = self._compress_lossless if lossless else self._compress_lossy
         with exact_arithmetic(self.device):
-            coded = code(samples, header, effort, progress or ignore)
+            coded = code(pixels, header, effort, progress or ignore)
         return pack(header, coded, sections)
 
-    def _compress_lossy(self, samples: Samples, header: Header, effort: int, progress: Progress) -> list[Tile]:
+    def _compress_lossy(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
         q = torch.tensor([header.quality], device=self.device)
-        coded, whole = [], Box(0, 0, header.height, header.width)
+        coded, whole = [], box_of(None, header.width, header.height)
         for box in tiles(-(-header.height // PATCH), -(-header.width // PATCH), TILE // PATCH):
-            y = self._analyse(samples, header.depth, box, q, effort)
-            alpha = samples[(box.times(PATCH) & whole).within(whole)][..., colours_of(header.mode) :]
+            y = self._analyse(pixels, header.depth, box, q, effort)
+            alpha = pixels[(box.times(PATCH) & whole).within(whole)][..., colours_of(header.mode) :]
             coded.append(self._push_tile(y, q, alpha, header.depth))
             progress(box.rows * box.columns * PATCH**2)
         return coded
 
-    def _compress_lossless(self, samples: Samples, header: Header, effort: int, progress: Progress) -> list[Tile]:
+    def _compress_lossless(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
         coder, coded = TileCoder(self.lossless if header.depth == 8 else None, header.depth, effort > 0), []
+        whole = box_of(None, header.width, header.height)
         for box in tiles(header.height, header.width, TILE):
-            coded.append(coder.push(samples[box.top : box.bottom, box.left : box.right]))
+            coded.append(coder.push(pixels[box.within(whole)]))
             progress(box.rows * box.columns)
         return coded
 
@@ -297,12 +328,13 @@ class Codec:
         lossless: bool = False,
         depth: int = 16,
         effort: int = 0,
+        limits: Limits | None = None,
     ) -> list[bytes]:
         """A file for each picture, byte for byte that of ``compress``.
 
         pictures: a tensor [N, C, H, W], an array [N, H, W, C], or pictures of any kinds and sizes.
         """
-        options: dict[str, Any] = {"lossless": lossless, "depth": depth, "effort": effort}
+        options: dict[str, Any] = {"lossless": lossless, "depth": depth, "effort": effort, "limits": limits}
         return [self.compress(picture, quality, **options) for picture in pictures]
 
     def decompress(
@@ -326,8 +358,13 @@ class Codec:
         """
         container = unpack(bytes_of(data), limits or Limits(), partial=damaged is not None)
         refuse_deep_colour(container.header.mode)
-        samples = self._decode(container, region, progress or ignore, damaged)
-        return picture_of_samples(samples, container.header.mode, container.sections)
+        wanted = box_of(region, container.header.width, container.header.height)
+        parts = self._decode(container, wanted, progress or ignore, damaged)
+        picture = Image.new(container.header.mode.name, (wanted.columns, wanted.rows))
+        picture.info |= info_of(container.sections)
+        for box, samples in parts:
+            picture.paste(picture_of(samples), (box.left - wanted.left, box.top - wanted.top))
+        return picture
 
     def decode_array(
         self,
@@ -343,7 +380,26 @@ class Codec:
         Arguments and errors are those of ``decompress``, but 16-bit colour is no error.
         """
         container = unpack(bytes_of(data), limits or Limits(), partial=damaged is not None)
-        return self._decode(container, region, progress or ignore, damaged)
+        header = container.header
+        wanted = box_of(region, header.width, header.height)
+        parts = self._decode(container, wanted, progress or ignore, damaged)
+        whole: Samples = np.zeros((wanted.rows, wanted.columns, CHANNELS[header.mode]), sample_type(header.depth))
+        for box, samples in parts:
+            whole[box.within(wanted)] = samples
+        return whole
+
+    def decode_tiles(
+        self, data: Source, limits: Limits | None = None, progress: Progress | None = None
+    ) -> Iterator[tuple[Region, Samples]]:
+        """The picture in parts, each when it is decoded, for what is too large to be held as a whole.
+
+        Yields for each tile its region (x, y, width, height) and what ``decode_array`` gives for it. Arguments and
+        errors are those of ``decode_array``; some parts may have come before a CorruptError.
+        """
+        container = unpack(bytes_of(data), limits or Limits())
+        whole = box_of(None, container.header.width, container.header.height)
+        for box, samples in self._decode(container, whole, progress or ignore, None):
+            yield box.region, samples
 
     def decode_tensor(
         self,
@@ -370,7 +426,8 @@ class Codec:
             bits[name] = bits.get(name, 0.0) + count
 
         whole = box_of(None, container.header.width, container.header.height)
-        self._decode_lossless(container, whole, ignore, None, record)
+        for _ in self._decode(container, whole, ignore, None, record):
+            pass
         other = 8 * sum(len(tile.words) for tile in container.tiles if tile.method in (PLAIN, RAW))
         if other:
             bits["tiles without networks"] = other
@@ -379,15 +436,25 @@ class Codec:
         return bits
 
     def _decode(
-        self, container: Container, region: Region | None, progress: Progress, damaged: list[Region] | None
-    ) -> Samples:
-        """The samples of a region [h, w, C] in the file's mode."""
+        self,
+        container: Container,
+        wanted: Box,
+        progress: Progress,
+        damaged: list[Region] | None,
+        record: Record | None = None,
+    ) -> Iterator[tuple[Box, Samples]]:
+        """The boxes of tiles, as far as they are wanted, and their samples [h, w, C], each when it is decoded."""
         header = container.header
-        wanted = box_of(region, header.width, header.height)
-        if header.kind == Kind.LOSSLESS:
-            return self._decode_lossless(container, wanted, progress, damaged)
-        if header.kind != Kind.LOSSY:
+        if header.kind not in (Kind.LOSSLESS, Kind.LOSSY):
             raise VersionError(f"kind {header.kind.name} is not supported by this version")
+        if header.colour != 0:
+            raise VersionError(f"colour transform {header.colour} is not supported by this version")
+        if header.tile > TILE_MAX:
+            raise CorruptError(f"tile size {header.tile} is larger than {TILE_MAX}")
+        if header.kind == Kind.LOSSLESS:
+            return self._decode_lossless(container, wanted, progress, damaged, record)
+        if header.model != self.lossy.identity:
+            raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossy.identity.hex()}")
         return self._decode_lossy(container, wanted, progress, damaged)
 
     def _decode_lossless(
@@ -396,74 +463,67 @@ class Codec:
         wanted: Box,
         progress: Progress,
         damaged: list[Region] | None,
-        record: Record | None = None,
-    ) -> Samples:
+        record: Record | None,
+    ) -> Iterator[tuple[Box, Samples]]:
         header = container.header
-        if header.colour != 0:
-            raise VersionError(f"colour transform {header.colour} is not supported by this version")
-        if header.tile > TILE_MAX:
-            raise CorruptError(f"tile size {header.tile} is larger than {TILE_MAX}")
         grid = zip(tiles(header.height, header.width, header.tile), container.tiles, strict=True)
         needed = [(box, tile) for box, tile in grid if box & wanted]
         network = header.depth == 8 and any(tile.method in (BITS_BACK, ROUNDED) for _, tile in needed)
         if network and header.model != self.lossless.identity:
             raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossless.identity.hex()}")
         coder, channels = TileCoder(self.lossless if network else None, header.depth), CHANNELS[header.mode]
-        samples: Samples = np.zeros((wanted.rows, wanted.columns, channels), sample_type(header.depth))
-        with exact_arithmetic(self.device):
-            for box, tile in needed:
-                part = box & wanted
-                with forgiving(box, damaged):
-                    popped = coder.pop(tile, (box.rows, box.columns, channels), record)
-                    samples[part.within(wanted)] = popped[part.within(box)]
-                progress(part.rows * part.columns)
-        return samples
+        for box, tile in needed:
+            part = box & wanted
+            samples: Samples | None = None
+            with forgiving(box, damaged), exact_arithmetic(self.device):
+                samples = coder.pop(tile, (box.rows, box.columns, channels), record)
+            if samples is not None:
+                yield part, samples[part.within(box)]
+            progress(part.rows * part.columns)
 
     def _decode_lossy(
         self, container: Container, wanted: Box, progress: Progress, damaged: list[Region] | None
-    ) -> Samples:
-        header = container.header
-        if header.colour != 0:
-            raise VersionError(f"colour transform {header.colour} is not supported by this version")
-        if header.tile > TILE_MAX:
-            raise CorruptError(f"tile size {header.tile} is larger than {TILE_MAX}")
-        if header.model != self.lossy.identity:
-            raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossy.identity.hex()}")
+    ) -> Iterator[tuple[Box, Samples]]:
+        header, margin = container.header, self.lossy.margin
+        whole = box_of(None, header.width, header.height)
         grid = Box(0, 0, -(-header.height // PATCH), -(-header.width // PATCH))
         inner = Box(wanted.top // PATCH, wanted.left // PATCH, -(-wanted.bottom // PATCH), -(-wanted.right // PATCH))
-        outer = inner.grown(self.lossy.margin) & grid
+        outer = inner.grown(margin) & grid
         boxes = tiles(grid.rows, grid.columns, header.tile // PATCH)
-        colours, channels = colours_of(header.mode), CHANNELS[header.mode]
-        latents = np.zeros((self.lossy.model.config.latent, outer.rows, outer.columns), np.int32)
-        samples: Samples = np.zeros((wanted.rows, wanted.columns, channels), sample_type(header.depth))
-        good = set[Box]()
-        with exact_arithmetic(self.device):
-            q = torch.tensor([header.quality], device=self.device)
-            for box, tile in zip(boxes, container.tiles, strict=True):
-                if part := box & outer:
-                    covered = box.times(PATCH) & Box(0, 0, header.height, header.width)
-                    shape = (covered.rows, covered.columns, channels - colours)
-                    with forgiving(covered, damaged):
-                        popped, alpha = self._pop_tile(tile, box, q, shape, header.depth)
-                        latents[:, *part.within(outer)] = popped[:, *part.within(box)]
-                        if shown := covered & wanted:
-                            samples[shown.within(wanted)][..., colours:] = alpha[shown.within(covered)]
-                        good.add(box)
-            for box in boxes:
-                if part := box & inner:
-                    if box in good:
-                        shown = part.times(PATCH) & wanted
-                        pixels = self._synthesise(latents, outer, part, q, header.depth)
-                        pixels = pixels[shown.within(part.times(PATCH))]
-                        samples[shown.within(wanted)][..., :colours] = grey_of(pixels) if colours == 1 else pixels
-                    progress(part.rows * part.columns * PATCH**2)
-        return samples
+        needed = [(box, tile) for box, tile in zip(boxes, container.tiles, strict=True) if box & outer]
+        q = torch.tensor([header.quality], device=self.device)
+        # Tiles wait with their alpha, None if they are damaged, for the latents below them.
+        band, waiting = Band(self.lossy.model.config.latent, outer), deque[tuple[Box, Samples | None]]()
+        for top, row in groupby(needed, lambda pair: pair[0].top):
+            kept = (waiting[0][0].top if waiting else top) - margin
+            band.move(max(kept, outer.top), min(top + header.tile // PATCH, outer.bottom))
+            for box, tile in row:
+                covered = box.times(PATCH) & whole
+                alpha: Samples | None = None
+                shape = (covered.rows, covered.columns, CHANNELS[header.mode] - colours_of(header.mode))
+                with forgiving(covered, damaged), exact_arithmetic(self.device):
+                    stream, alpha = self._pop_tile(tile, box, q, shape, header.depth)
+                    part = box & outer
+                    band.values[:, *part.within(band.box)] = stream[:, *part.within(box)]
+                if box & inner:
+                    waiting.append((box, alpha))
+            while waiting and min(waiting[0][0].bottom + margin, outer.bottom) <= band.box.bottom:
+                box, alpha = waiting.popleft()
+                part = box & inner
+                if alpha is not None:
+                    shown = part.times(PATCH) & wanted
+                    with exact_arithmetic(self.device):
+                        pixels = self._synthesise(band, part, q, header.depth)[shown.within(part.times(PATCH))]
+                    pixels = grey_of(pixels) if colours_of(header.mode) == 1 else pixels
+                    alpha = alpha[shown.within(box.times(PATCH))]
+                    yield shown, np.concatenate([pixels, alpha], 2, dtype=sample_type(header.depth), casting="unsafe")
+                progress(part.rows * part.columns * PATCH**2)
 
-    def _analyse(self, samples: Samples, depth: int, box: Box, q: Tensor, effort: int) -> Tensor:
+    def _analyse(self, pixels: Pixels, depth: int, box: Box, q: Tensor, effort: int) -> Tensor:
         """y of one tile in steps of the quantiser: float [1, M, h, w]."""
-        grid = Box(0, 0, -(-samples.shape[0] // PATCH), -(-samples.shape[1] // PATCH))
-        outer = box.grown(self.lossy.margin) & grid
-        part = samples[outer.times(PATCH).within(grid)]
+        whole = box_of(None, pixels.width, pixels.height)
+        outer = box.grown(self.lossy.margin) & Box(0, 0, -(-pixels.height // PATCH), -(-pixels.width // PATCH))
+        part = pixels[(outer.times(PATCH) & whole).within(whole)]
         x = torch.from_numpy(np.array(part[..., :3]) if part.shape[2] > 2 else part[..., :1].repeat(3, 2))
         x = x.to(self.device, torch.float32).permute(2, 0, 1)[None]
         if depth > 8:
@@ -518,9 +578,9 @@ class Codec:
 
     def _pop_tile(
         self, tile: Tile, box: Box, q: Tensor, shape: tuple[int, int, int], depth: int
-    ) -> tuple[Symbols, Samples]:
-        """The latents of one tile, int32 [M, h, w] in steps of 1/16, and its alpha, of the shape given: [H, W, 1 or 0].
-        Raises CorruptError."""
+    ) -> tuple[NDArray[np.int16], Samples]:
+        """g_s's input for one tile, int16 [M, h, w] in steps of STREAM_UNIT, and the tile's alpha, of the shape given:
+        [H, W, 1 or 0]. Raises CorruptError."""
         if tile.method != NETWORK:
             raise VersionError(f"unknown tile method {tile.method}")
         model, stack = self.lossy.model, AnsStack(tile.words)
@@ -547,7 +607,8 @@ class Codec:
         alpha: Samples = pop_plain(stack, shape, depth) if shape[2] else np.empty(shape, np.uint16)
         if checksum(alpha, crc) != tile.crc or not stack.is_empty():
             raise CorruptError("a tile fails its checksum")
-        return flat(y_hat / UNIT).reshape(c.latent, rows, columns), alpha
+        stream = self.lossy.stream((y_hat / UNIT).long(), q)[0] / STREAM_UNIT
+        return stream.to(torch.int16).cpu().numpy(), alpha
 
     def _z_tables(self, z: Tensor, q: Tensor) -> Symbols:
         return flat(interpolate(self.lossy.z_index, q)[:, :, None, None].expand(z.shape))
@@ -557,13 +618,12 @@ class Codec:
         features: Tensor = self.lossy.model.h_s(z_hat, q)
         return features[:, :, :rows, :columns]
 
-    def _synthesise(self, latents: Symbols, held: Box, box: Box, q: Tensor, depth: int) -> Symbols:
-        """What g_s makes of a box, int32 [H, W, 3] in 0..2**depth - 1, from the latents [M, h, w] of ``held``: the box
-        and, as far as the picture reaches, the margin around it."""
-        outer = box.grown(self.lossy.margin) & held
-        part = latents[:, *outer.within(held)]
-        y_hat = torch.from_numpy(np.array(part)).to(self.device)[None].long()
-        stream = self.lossy.stream(y_hat, q).contiguous(memory_format=torch.channels_last)
+    def _synthesise(self, band: Band, box: Box, q: Tensor, depth: int) -> Symbols:
+        """What g_s makes of a box, int32 [H, W, 3] in 0..2**depth - 1, from a band that holds it and, as far as the
+        picture reaches, the margin around it."""
+        outer = box.grown(self.lossy.margin) & band.box
+        steps = torch.from_numpy(np.array(band.values[:, *outer.within(band.box)])).to(self.device)[None]
+        stream = steps.to(self.lossy.model.log_ratio.dtype).contiguous(memory_format=torch.channels_last) * STREAM_UNIT
         x_hat = self.lossy.model.g_s(stream, q)[0, :, *box.times(PATCH).within(outer.times(PATCH))]
         # In integers, steps of 1/16, so that 16 bits are as exact as 8.
         steps = (x_hat * 16).clamp_(0, 255 * 16).to(torch.int32)
@@ -582,10 +642,16 @@ def shared(device: str = "auto") -> Codec:
 
 
 def compress(
-    picture: Picture, *, quality: float = 75.0, lossless: bool = False, effort: int = 0, device: str = "auto"
+    picture: Picture,
+    *,
+    quality: float = 75.0,
+    lossless: bool = False,
+    effort: int = 0,
+    limits: Limits | None = None,
+    device: str = "auto",
 ) -> bytes:
     """The bytes of a ``.vae`` file; see ``Codec.compress``."""
-    return shared(device).compress(picture, quality, lossless=lossless, effort=effort)
+    return shared(device).compress(picture, quality, lossless=lossless, effort=effort, limits=limits)
 
 
 def decompress(

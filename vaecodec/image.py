@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from bitstream import EXIF, ICC, XMP, Limits, Mode, Section, VaeError
+from bitstream import EXIF, ICC, XMP, LimitError, Limits, Mode, Section, VaeError
 
 Samples = NDArray[np.unsignedinteger[Any]]
 CHANNELS = {mode: {"L": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode.name.split(";")[0]] for mode in Mode}
@@ -20,14 +21,15 @@ class ImageError(VaeError):
     """The input is no picture, or one of a kind that is not supported."""
 
 
-def open_picture(data: bytes) -> Image.Image:
-    """A picture from the bytes of a file. Raises ImageError."""
+def open_picture(data: bytes, limits: Limits | None = None) -> Image.Image:
+    """A picture from the bytes of a file. Raises ImageError, and LimitError before any pixels are read."""
     try:
         picture = Image.open(io.BytesIO(data))
+        (limits or Limits()).check_size(*picture.size)
         refuse_deep(picture)
         picture.load()
     except Image.DecompressionBombError as error:
-        raise ImageError(str(error)) from None
+        raise LimitError(str(error)) from None
     except (OSError, SyntaxError, ValueError) as error:
         reason = str(error) if not isinstance(error, UnidentifiedImageError) else "not a picture that Pillow reads"
         raise ImageError(reason) from None
@@ -46,24 +48,51 @@ def refuse_frames(picture: Image.Image) -> None:
         raise ImageError(f"{frames} frames: only single pictures are supported")
 
 
-def samples_of(picture: Image.Image | NDArray[Any]) -> tuple[Samples, Mode, int]:
-    """Samples [H, W, C], uint8 or uint16, mode and bits a sample of a picture.
+@dataclass(frozen=True)
+class Pixels:
+    """A picture in the mode that a file keeps of it. Its samples are made where they are asked for, so that there is no
+    second copy of them all: ``pixels[rows, columns]``, two slices inside the picture, is uint8 or uint16 [h, w, C].
 
-    picture: Pillow's, or an array as ``array_samples`` takes it. Black and white becomes grey, a palette the colours
-    it stands for, with alpha if it has any. Raises ImageError for pictures whose values this would change.
+    bits: 8 or 16, of a sample.
+    """
+
+    source: Image.Image | NDArray[np.unsignedinteger[Any]]
+    width: int
+    height: int
+    mode: Mode
+    bits: int
+
+    def __getitem__(self, part: tuple[slice, slice]) -> Samples:
+        rows, columns = part
+        if isinstance(self.source, np.ndarray):
+            samples: Samples = self.source[rows, columns]
+        else:
+            crop = self.source.crop((columns.start, rows.start, columns.stop, rows.stop))
+            samples = np.array(crop.convert(self.mode.name)) if self.bits == 8 else np.asarray(crop).astype(np.uint16)
+        return samples.reshape(*samples.shape[:2], CHANNELS[self.mode])
+
+
+def pixels_of(picture: Image.Image | NDArray[Any]) -> Pixels:
+    """The pixels of a picture, which is loaded.
+
+    picture: Pillow's; or an array [H, W] or [H, W, C], uint8 of 1 to 4 channels or uint16 of 1, 3 or 4. Black and white
+    becomes grey, a palette the colours it stands for, with alpha if it has any. Raises ImageError for pictures whose
+    values this would change.
     """
     if isinstance(picture, np.ndarray):
-        return array_samples(picture)
+        return array_pixels(picture)
     refuse_deep(picture)
     refuse_frames(picture)
     mode = picture.mode
     if mode.startswith("I"):
         if "transparency" in picture.info:
             raise ImageError(f"mode {mode} with transparency is not supported: flatten it first")
-        values = np.asarray(picture)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageError(f"mode {mode} with values outside 0..65535 is not supported")
-        return values.astype(np.uint16)[..., None], Mode["I;16"], 16
+        if mode == "I":
+            extrema: Any = picture.getextrema()
+            if extrema[0] < 0 or extrema[1] > 65535:
+                raise ImageError(f"mode {mode} with values outside 0..65535 is not supported")
+        picture.load()
+        return Pixels(picture, *picture.size, Mode["I;16"], 16)
     if mode in ("1", "L", "RGB") and "transparency" in picture.info:
         kept = "RGBA" if mode == "RGB" else "LA"
     elif mode in ("P", "PA"):
@@ -72,12 +101,12 @@ def samples_of(picture: Image.Image | NDArray[Any]) -> tuple[Samples, Mode, int]
         kept = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}.get(mode, "")
     if not kept:
         raise ImageError(f"mode {mode} is not supported: convert it to RGB, RGBA or L first")
-    samples = np.array(picture.convert(kept))
-    return samples.reshape(*samples.shape[:2], -1), Mode[kept], 8
+    picture.load()
+    return Pixels(picture, *picture.size, Mode[kept], 8)
 
 
-def array_samples(array: NDArray[Any]) -> tuple[Samples, Mode, int]:
-    """The same of an array [H, W] or [H, W, C], uint8 of 1 to 4 channels or uint16 of 1, 3 or 4."""
+def array_pixels(array: NDArray[Any]) -> Pixels:
+    """The same of an array."""
     channels = array.shape[2] if array.ndim == 3 else 1
     names = {np.dtype(np.uint8): ["L", "LA", "RGB", "RGBA"], np.dtype(np.uint16): ["I;16", "", "RGB;16", "RGBA;16"]}
     modes = names.get(array.dtype, [])
@@ -86,8 +115,14 @@ def array_samples(array: NDArray[Any]) -> tuple[Samples, Mode, int]:
             f"an array of {array.dtype} {list(array.shape)} is not supported: "
             "[H, W, C] has uint8 with 1 to 4 channels, or uint16 with 1, 3 or 4"
         )
-    samples = np.ascontiguousarray(array).reshape(*array.shape[:2], channels)
-    return samples, Mode[modes[channels - 1]], 8 * array.dtype.itemsize
+    height, width = array.shape[:2]
+    return Pixels(array, width, height, Mode[modes[channels - 1]], 8 * array.dtype.itemsize)
+
+
+def samples_of(picture: Image.Image | NDArray[Any]) -> tuple[Samples, Mode, int]:
+    """All samples [H, W, C] of a picture as ``pixels_of`` takes it, its mode and the bits a sample."""
+    pixels = pixels_of(picture)
+    return pixels[0 : pixels.height, 0 : pixels.width], pixels.mode, pixels.bits
 
 
 def grey_of(pixels: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
@@ -96,11 +131,9 @@ def grey_of(pixels: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
     return grey
 
 
-def picture_of_samples(samples: Samples, mode: Mode, sections: tuple[Section, ...]) -> Image.Image:
-    """The Pillow picture of samples [H, W, C]. Raises ImageError for 16-bit colour."""
-    refuse_deep_colour(mode)
-    picture = Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
-    return with_metadata(picture, sections)
+def picture_of(samples: Samples) -> Image.Image:
+    """The Pillow picture of samples [H, W, C] of 8 bits, or of one channel of 16."""
+    return Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
 
 
 def refuse_deep_colour(mode: Mode) -> None:
@@ -109,15 +142,13 @@ def refuse_deep_colour(mode: Mode) -> None:
         raise ImageError(f"Pillow has no mode for {mode.name}: use Codec.decode_array")
 
 
-def with_metadata(picture: Image.Image, sections: tuple[Section, ...]) -> Image.Image:
-    for section in sections:
-        if section.tag in INFO_KEYS:
-            picture.info[INFO_KEYS[section.tag]] = bytes(section.payload)
-    return picture
-
-
 XMP_TIFF_TAG = 700
 INFO_KEYS = {EXIF: "exif", ICC: "icc_profile", XMP: "xmp"}
+
+
+def info_of(sections: tuple[Section, ...]) -> dict[str | tuple[int, int], Any]:
+    """Metadata as Pillow's ``info`` has them."""
+    return {INFO_KEYS[section.tag]: bytes(section.payload) for section in sections if section.tag in INFO_KEYS}
 
 
 def metadata_of(picture: Image.Image | NDArray[Any]) -> list[Section]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .image import ImageError, Samples, samples_of
+from .image import CHANNELS, ImageError, Samples, pixels_of, samples_of
 
 WINDOW, SIGMA = 11, 1.5
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -55,11 +56,21 @@ def with_channels(samples: Samples, colours: bool, alpha: bool, peak: int) -> Sa
 
 def psnr_of(x: Samples, y: Samples, peak: int = 255) -> float:
     """PSNR in dB of samples [H, W, C]; the squared error is averaged over pixels and channels together."""
+    return decibels(squared_error(x, y), x.size, peak)
+
+
+def squared_error(x: Samples, y: Samples) -> int:
+    """The sum over all samples [H, W, C]."""
     error, step = 0, max(1, 2**20 // max(x[0].size, 1))
     for top in range(0, len(x), step):  # so that no wide copy of all samples is made
         difference = x[top : top + step].astype(np.int64) - y[top : top + step]
         error += int((difference**2).sum())
-    return 10 * math.log10(peak**2 * x.size / error) if error else math.inf
+    return error
+
+
+def decibels(error: int, samples: int, peak: int) -> float:
+    """PSNR of a sum of squared errors over so many samples."""
+    return 10 * math.log10(peak**2 * samples / error) if error else math.inf
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
@@ -67,6 +78,20 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
     (x, _, depth), (y, _, _) = samples_of(a), samples_of(b)
     colours = 3 if x.shape[2] > 2 else 1
     return psnr_of(x[..., :colours], y[..., :colours], 2**depth - 1)
+
+
+def fidelity(picture: Image.Image, tiles: Iterable[tuple[tuple[int, int, int, int], Samples]]) -> tuple[float, bool]:
+    """PSNR in dB of the colours of what a picture was decoded to, tile by tile, and whether every sample is equal.
+
+    tiles: as ``Codec.decode_tiles`` gives them.
+    """
+    pixels, error, equal = pixels_of(picture), 0, True
+    colours = 3 if CHANNELS[pixels.mode] > 2 else 1
+    for (x, y, width, height), decoded in tiles:
+        original = pixels[y : y + height, x : x + width]
+        error += squared_error(original[..., :colours], decoded[..., :colours])
+        equal = equal and np.array_equal(original, decoded)
+    return decibels(error, colours * pixels.width * pixels.height, 2**pixels.bits - 1), equal
 
 
 def ms_ssim_of(x: Samples, y: Samples, peak: int = 255) -> float:

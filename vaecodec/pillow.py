@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from bitstream import MAGIC, VaeError, unpack
 
-from .image import INFO_KEYS, refuse_deep_colour
+from .image import INFO_KEYS, info_of, picture_of, refuse_deep_colour
 from .info import UNLIMITED
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class VaeImageFile(ImageFile.ImageFile):
         header = container.header
         self._size = header.width, header.height
         self._mode = header.mode.name
-        self.info |= {INFO_KEYS[s.tag]: s.payload for s in container.sections if s.tag in INFO_KEYS}
+        self.info |= info_of(container.sections)
         self.tile = [ImageFile._Tile(FORMAT, (0, 0, *self._size), 0, self._mode)]
 
 
@@ -82,12 +82,12 @@ class VaeDecoder(ImageFile.PyDecoder):
     _pulls_fd = True
 
     def decode(self, buffer: Any) -> tuple[int, int]:
-        assert self.fd is not None
+        assert self.fd is not None and self.im is not None
         try:
-            samples = _chosen_codec().decode_array(self.fd, UNLIMITED)
+            for (x, y, width, height), samples in _chosen_codec().decode_tiles(self.fd, UNLIMITED):
+                self.im.paste(picture_of(samples).im, (x, y, x + width, y + height))
         except VaeError as error:
             raise OSError(str(error)) from error
-        self.set_as_raw(samples.tobytes())
         return -1, 0
 
 

@@ -13,10 +13,12 @@ from itertools import pairwise
 
 from PIL import Image
 
+from bitstream import Limits
+
 from .codec import Codec
 from .exact import QUALITY_MAX
 from .image import metadata_of
-from .metrics import psnr as psnr_of
+from .metrics import fidelity
 
 ENCODES = 10
 """At most; a search that has not ended by then is on a curve with a step in it."""
@@ -53,14 +55,16 @@ def compress_to(
     size: float | None = None,
     psnr: float | None = None,
     effort: int = 0,
+    limits: Limits | None = None,
 ) -> bytes:
     """The bytes of a lossy file of about ``bpp`` bits a pixel or ``size`` bytes (the whole file, within 1 %), or of
-    about ``psnr`` dB over RGB (within 0.05). effort: of each of the about three encodes, as for ``Codec.compress``.
+    about ``psnr`` dB over RGB (within 0.05). effort and limits: of each of the about three encodes, as for
+    ``Codec.compress``.
 
     What no quality reaches gives a UserWarning and the nearest there is. Raises ValueError unless there is one target,
     and what ``Codec.compress`` raises.
     """
-    found = search(codec, picture, bpp=bpp, size=size, psnr=psnr, effort=effort)
+    found = search(codec, picture, bpp=bpp, size=size, psnr=psnr, effort=effort, limits=limits)
     if not found.near:
         warnings.warn(missed(found, psnr is not None), stacklevel=2)
     return found.data
@@ -80,6 +84,7 @@ def search(
     size: float | None = None,
     psnr: float | None = None,
     effort: int = 0,
+    limits: Limits | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Found:
     """As ``compress_to``, with what was found on the way and no warning. progress: as for ``Codec.compress``."""
@@ -101,10 +106,10 @@ def search(
     hundredths, known, best = inside(guess), dict[int, float](), None
     while hundredths not in known and len(known) < ENCODES:
         quality = hundredths / 100
-        data = codec.compress(picture, quality, progress, effort=effort)
+        data = codec.compress(picture, quality, progress, effort=effort, limits=limits)
         reached = float(len(data))
         if psnr is not None:
-            reached = min(psnr_of(picture, codec.decompress(data, progress=progress)), PSNR_MAX)
+            reached = min(fidelity(picture, codec.decode_tiles(data, limits, progress))[0], PSNR_MAX)
         known[hundredths] = straight(reached)
         if best is None or abs(reached - goal) < abs(best.reached - goal):
             best = Found(data, quality, 0, reached, abs(reached - goal) <= tolerance)
