@@ -188,13 +188,13 @@ def test_killed_and_run_again(album: Path, tiny: Codec) -> None:
     code = """
 import os, signal
 from vaecodec import Codec, cli
-calls, decompress = [], Codec.decompress
+calls, decode = [], Codec.decode_tiles
 def dying(*arguments, **named):
     calls.append(1)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return decompress(*arguments, **named)
-Codec.decompress = dying
+    return decode(*arguments, **named)
+Codec.decode_tiles = dying
 cli.main()
 """
     out = album.parent / "out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -116,9 +117,10 @@ def compress(
         dropped = [key for name, key in names.items() if name not in metadata]
 
         def work(job: files.Job, follow: batch.Follow) -> batch.Done:
-            source = files.read(job.source)
-            picture, read = open_picture(source, limits), len(source)
-            del source  # a large picture leaves no room for it
+            with files.opened(job.source) as source:
+                return compressed(job, follow, open_picture(source, limits), source.seek(0, os.SEEK_END))
+
+        def compressed(job: files.Job, follow: batch.Follow, picture: Image, read: int) -> batch.Done:
             for key in dropped:
                 picture.info.pop(key, None)
             pixels = picture.width * picture.height
@@ -277,7 +279,9 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
     from .metrics import compare as measured
 
     codec = machine.codec() if packed else None
-    pictures = [codec.decompress(data) if codec and data in packed else open_picture(data) for data in contents]
+    pictures = [
+        codec.decompress(data) if codec and data in packed else open_picture(io.BytesIO(data)) for data in contents
+    ]
     likeness = measured(*pictures)
     bpp = 8 * len(packed[-1]) / (pictures[0].width * pictures[0].height) if packed else None
     if as_json:

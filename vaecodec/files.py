@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import itertools
 import os
 import re
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import click
 
@@ -169,6 +170,11 @@ def files_of(source: str, recursive: bool) -> Iterator[tuple[Path, Path, bool]]:
 
 def read(path: Path) -> bytes:
     return sys.stdin.buffer.read() if path == STANDARD else path.read_bytes()
+
+
+def opened(path: Path) -> IO[bytes]:
+    """For those who read at places of their own choice: standard input comes as a whole first."""
+    return io.BytesIO(read(path)) if path == STANDARD else path.open("rb")
 
 
 @contextlib.contextmanager

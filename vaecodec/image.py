@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,11 @@ class ImageError(VaeError):
     """The input is no picture, or one of a kind that is not supported."""
 
 
-def open_picture(data: bytes, limits: Limits | None = None) -> Image.Image:
-    """A picture from the bytes of a file. Raises ImageError, and LimitError before any pixels are read."""
+def open_picture(file: IO[bytes], limits: Limits | None = None) -> Image.Image:
+    """A picture from a file, which may have to stay open for its other frames to be counted. Raises ImageError, and
+    LimitError before any pixels are read."""
     try:
-        picture = Image.open(io.BytesIO(data))
+        picture = Image.open(file)
         (limits or Limits()).check_size(*picture.size)
         refuse_deep(picture)
         picture.load()

@@ -95,8 +95,11 @@ def with_options(command: Any, *options: Any) -> Any:
 
 
 def limits_of(context: click.Context, parameter: click.Parameter, pixels: int) -> Limits:
-    """Of a picture of so many pixels, whatever its shape; the file's own length limits its tiles."""
-    return Limits(max_pixels=pixels, max_side=max(Limits().max_side, pixels), max_tiles=2**64)
+    """Of a picture of so many pixels, and if these are more than the default, of any shape; the file's own length then
+    limits its tiles."""
+    if pixels <= Limits().max_pixels:
+        return Limits(max_pixels=pixels)
+    return Limits(max_pixels=pixels, max_side=pixels, max_tiles=2**64)
 
 
 MAX_PIXELS = click.option(
