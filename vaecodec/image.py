@@ -197,9 +197,9 @@ def encode_picture(picture: Image.Image, format: str) -> tuple[bytes, list[str]]
     try:
         picture.save(stream, format, **options)
         with Image.open(stream) as written:
-            # TIFF keeps EXIF in its own tags
-            held = {*written.info, "exif"} if written.getexif() else {*written.info}
-            lost = [key for key in kept if key not in held]
+            lost = [key for key in kept if key not in written.info]
+            if "exif" in lost and written.getexif():  # TIFF keeps it in its own tags
+                lost.remove("exif")
     except (OSError, ValueError, KeyError) as error:
         raise ImageError(f"cannot write {format}: {error}") from None
     return stream.getvalue(), lost
