@@ -36,7 +36,7 @@ from bitstream import (
 from vaecodec import Codec, WeightsError
 from vaecodec.codec import NETWORK
 from vaecodec.image import CHANNELS
-from vaecodec.lossless_codec import BITS_BACK, PLAIN, RAW, ROUNDED
+from vaecodec.lossless_codec import BITS_BACK, PLAIN, RAW, ROUNDED, TileCoder
 from vaecodec.weights import _digest
 
 LARGE = Limits(max_pixels=2**64, max_side=2**32, max_tiles=2**64)
@@ -185,6 +185,26 @@ def test_no_network_runs_on_nothing(codec: Codec, monkeypatch: pytest.MonkeyPatc
     ):
         data = bomb(kind, method, model)
         assert len(data) < 400 and isinstance(refused(codec, data), CorruptError)
+
+
+def test_the_first_bad_tile_ends_the_work(
+    codec: Codec, lossy: Container, lossless: dict[int, Container], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the header declares: of a lossy file not even its pixels are computed."""
+    popped = list[object]()
+    for owner, name in ((Codec, "_pop_tile"), (TileCoder, "pop")):
+        pop = getattr(owner, name)
+
+        def counted(*arguments: Any, pop: Any = pop) -> Any:
+            popped.append(arguments)
+            return pop(*arguments)
+
+        monkeypatch.setattr(owner, name, counted)
+    monkeypatch.setattr(Codec, "_synthesise", lambda *_: pytest.fail("a network runs"))
+    for file in (lossy, *lossless.values()):
+        popped.clear()
+        assert isinstance(refused(codec, packed(file, tile=64, width=10_000, height=10_000)), CorruptError)
+        assert len(popped) == 1
 
 
 @pytest.mark.parametrize(("width", "height"), [(2**16, 2**16), (2**31, 2), (2**32 - 1, 2**32 - 1), (2**17, 2**15)])

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CPU, TINY, TINY_CPU, cli, names, picture, python, same
+import torch
+from conftest import CPU, TINY, TINY_CPU, cli, names, picture, python, same, small_model
 from PIL import Image
 
+from bitstream import gaussian_tables
 from vaecodec import Codec, WeightsError
+from vaecodec.model import SCALES, scale_of
+from vaecodec.weights import save_lossy
 
 pytestmark = pytest.mark.usefixtures("threads")
 MAIN = "from vaecodec.cli import main; main()"
@@ -102,3 +106,15 @@ def test_weights_that_change_while_they_are_in_use(folder: Path, tiny: Codec) ->
             load()
     result = cli("decompress", folder / "c.vae", "--overwrite", "--weights", path, *CPU)
     assert result.exit_code == 4 and (folder / "c.png").read_bytes() == b"as it was"
+
+
+def test_weights_swapped_for_others(folder: Path) -> None:
+    """They are good and they are not those that the file names."""
+    path = folder / "w.safetensors"
+    save_lossy(path, small_model(), gaussian_tables(scale_of(torch.arange(SCALES).double()).numpy(), escape=True))
+    options = ("--weights", path, *CPU)
+    result = cli("decompress", folder / "c.vae", "--overwrite", *options)
+    assert result.exit_code == 4 and "made with weights" in result.stderr
+    assert (folder / "c.png").read_bytes() == b"as it was"
+    assert cli("compress", folder / "a.png", *options).exit_code == 0
+    assert cli("verify", folder / "a.vae", *TINY_CPU).exit_code == 4

@@ -66,6 +66,13 @@ def test_vaecodec_imports_its_dependencies_only(path: Path) -> None:
     assert imports(path) <= sys.stdlib_module_names | allowed | {"matplotlib"}
 
 
+@pytest.mark.parametrize("path", modules_of(BITSTREAM, VAECODEC), ids=named)
+def test_nothing_is_fetched_or_unpickled(path: Path) -> None:
+    assert not imports(path) & {"socket", "ssl", "http", "urllib", "ftplib", "pickle", "marshal", "shelve"}
+    calls = {ast.unparse(node.func) for node in statements(path) if isinstance(node, ast.Call)}
+    assert not calls & {"eval", "exec"}
+
+
 @pytest.mark.parametrize("name", ["__init__.py", "cli.py", "options.py", "batch.py", "files.py"])
 def test_package_and_command_line_load_no_heavy_modules(name: str) -> None:
     assert imports(VAECODEC / name, on_import=True) <= sys.stdlib_module_names | {"bitstream", "click"}

@@ -131,15 +131,17 @@ def compress(
                 notes.append(f"quality {found.quality:g}")
             else:
                 data = codec.compress(picture, quality, progress, lossless=lossless, effort=effort, limits=limits)
+            size = len(data)
             with files.written(job, data, keep_times=request.keep_times) as temporary:
+                written = temporary or data
+                del data  # large ones leave no room for a second
                 if verify:
-                    decoded = codec.decode_tiles(temporary or data, limits, progress)
-                    psnr, equal = fidelity(picture, decoded)
+                    psnr, equal = fidelity(picture, codec.decode_tiles(written, limits, progress))
                     if lossless and not equal:
                         raise VaeError("the decoded pixels are not those of the picture: nothing was written")
                     notes.append("every pixel equal" if lossless else f"{psnr:.2f} dB")
-            note = ", ".join([f"{job.target}: {len(data)} bytes, {8 * len(data) / pixels:.3f} bpp", *notes])
-            return batch.Done(pixels, read, len(data), len(data), note, warning)
+            note = ", ".join([f"{job.target}: {size} bytes, {8 * size / pixels:.3f} bpp", *notes])
+            return batch.Done(pixels, read, size, size, note, warning)
 
         return work
 

@@ -199,6 +199,7 @@ def written(job: Job, data: bytes, *, keep_times: bool = False) -> Iterator[Path
     try:
         with file:
             file.write(data)
+        del data  # the caller may want the room for what it reads back
         yield temporary
         if keep_times:
             times = job.source.stat()
