@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from .plots import save
 from .speed import fresh_process
 
-MEGAPIXELS = (1, 4, 9, 25)
+MEGAPIXELS = (1, 4, 9, 25, 100)
 CELL = 1000
 """Pixels a side of one picture of the mosaic."""
 

@@ -15,7 +15,7 @@ from vaecodec.image import open_picture
 from vaecodec.info import UNLIMITED
 from vaecodec.weights import Lossy
 
-SMALL, LARGE = (1024, 1024), (4000, 3000)
+SMALL, LARGE = (1024, 1024), (3000, 2000)
 COMMAND = """
 import sys
 import vaecodec.codec
@@ -33,7 +33,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def peak(*arguments: object) -> int:
     """Bytes that a command in a fresh process held at most."""
-    result = python(COMMAND, *arguments, "--threads", 1, "--quiet", *TINY_CPU)
+    # What glibc's malloc keeps for itself would blur the figures.
+    result = python(COMMAND, *arguments, "--threads", 1, "--quiet", *TINY_CPU, MALLOC_MMAP_THRESHOLD_="65536")
     assert result.returncode == 0, result.stderr
     return 1024 * int(result.stdout)
 
@@ -50,7 +51,7 @@ def test_one_copy_of_the_pixels_is_held(tmp_path: Path) -> None:
         peaks.append((peak("compress", source, "-o", packed), peak("decompress", packed, "-o", tmp_path / "b.png")))
     pixels = LARGE[0] * LARGE[1] - SMALL[0] * SMALL[1]
     for small, large in zip(*peaks, strict=True):
-        assert (large - small) / pixels < 6
+        assert (large - small) / pixels < 5.5
 
 
 @pytest.mark.usefixtures("small_tiles")
