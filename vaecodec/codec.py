@@ -65,7 +65,7 @@ NETWORK = 0  # the only tile method of lossy files
 TILE = 1024
 TILE_MAX = 2048  # it bounds the memory and the work that a tile costs before its checksum is known
 
-SYMBOL_MAX = 2**19  # a decoded latent in steps of 1/16 then fits in float32's 24 bits
+SYMBOL_MAX = 2**17  # a decoded latent, in steps of 1/64 at the finest, then fits in float32's 24 bits
 
 RATE_WEIGHT = 0.025  # squared error, in steps of the quantiser, that the encoder takes for a bit less
 
@@ -607,7 +607,7 @@ class Codec:
         alpha: Samples = pop_plain(stack, shape, depth) if shape[2] else np.empty(shape, np.uint16)
         if checksum(alpha, crc) != tile.crc or not stack.is_empty():
             raise CorruptError("a tile fails its checksum")
-        stream = self.lossy.stream((y_hat / UNIT).long(), q)[0] / STREAM_UNIT
+        stream = self.lossy.stream((y_hat / c.unit).long(), q)[0] / STREAM_UNIT
         return stream.to(torch.int16).cpu().numpy(), alpha
 
     def _z_tables(self, z: Tensor, q: Tensor) -> Symbols:

@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACCUMULATOR_LIMIT = 2**23
-"""Largest integer that a sum may reach; float32 is exact to 2**24, one bit is kept in reserve."""
+ACCUMULATOR_LIMIT = 2**24
+"""Sums stay below this integer, up to which float32 is exact."""
 WEIGHT_LIMIT = 1023
 """Largest integer weight; at most 2047, the integers that survive a cast to TF32."""
 
 UNIT = 1 / 16
-"""Grid of hidden activations, means and table indices."""
+"""Grid of hidden activations."""
 STREAM_UNIT = 1 / 128
 """Grid of the residual streams of the synthesis transform."""
 HIDDEN_MAX = 255

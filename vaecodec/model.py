@@ -58,6 +58,8 @@ PIXEL_SCALE = 64
 """Levels in one unit of the networks: it keeps first and last weights the size of the others."""
 PIXEL_UNIT = 1 / 16 / PIXEL_SCALE
 MEAN_MAX = 2047.0
+INDEX_GAIN = 16
+"""Table indices to one unit of the networks."""
 CONTEXT_MAX = 511
 GAIN_BITS = 20
 """Fraction bits of the decoder's integer gains."""
@@ -74,6 +76,12 @@ class Config:
     hyper: int = 128  # hidden channels of h_a, h_s and the context networks
     hyper_latent: int = 64  # channels of z
     knots: int = 9  # stored points over the quality range
+    bits: int = 4  # of activations after the point, in h_s and the context networks, and of means
+
+    @property
+    def unit(self) -> float:
+        """Grid of those activations, of means and of y_hat."""
+        return 2.0**-self.bits
 
 
 def lagrangian(quality: Tensor) -> Tensor:
@@ -134,7 +142,14 @@ def stream(x: Tensor, exact: bool) -> Tensor:
 
 
 def hidden(conv: Conv, x: Tensor, quality: Tensor | None = None) -> Tensor:
-    return requantise(conv(x, quality), UNIT, 0, HIDDEN_MAX * UNIT, conv.exact)
+    return requantise(conv(x, quality), conv.out_unit, 0, HIDDEN_MAX * UNIT, conv.exact)
+
+
+def entropy_conv(c: Config, c_in: int, c_out: int, kernel: int = 1, *, knots: int = 1, seen: int = 0) -> Conv:
+    """A layer of h_s or a context network. Its last ``seen`` inputs are latents, the others hidden activations."""
+    finer = round(UNIT / c.unit)
+    limits = [HIDDEN_MAX * finer] * (c_in - seen) + [CONTEXT_MAX * finer] * seen
+    return Conv(c_in, c_out, kernel, in_unit=c.unit, in_max=limits, out_unit=c.unit, knots=knots)
 
 
 class Analysis(nn.Module):
@@ -201,14 +216,14 @@ class HyperSynthesis(nn.Module):
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        self.conv_a = Conv(c.hyper_latent, c.hyper, 3, knots=c.knots, in_max=CONTEXT_MAX)
-        self.conv_b = Conv(c.hyper, 4 * c.hyper)
-        self.conv_c = Conv(c.hyper, c.hyper, 3)
-        self.conv_d = Conv(c.hyper, 4 * c.hyper)
+        self.conv_a = entropy_conv(c, c.hyper_latent, c.hyper, 3, knots=c.knots, seen=c.hyper_latent)
+        self.conv_b = entropy_conv(c, c.hyper, 4 * c.hyper)
+        self.conv_c = entropy_conv(c, c.hyper, c.hyper, 3)
+        self.conv_d = entropy_conv(c, c.hyper, 4 * c.hyper)
 
     def forward(self, z: Tensor, quality: Tensor) -> Tensor:
         limit = CONTEXT_MAX * UNIT
-        h = hidden(self.conv_a, requantise(z, UNIT, -limit, limit, self.conv_a.exact), quality)
+        h = hidden(self.conv_a, requantise(z, self.conv_a.in_unit, -limit, limit, self.conv_a.exact), quality)
         h = hidden(self.conv_c, F.pixel_shuffle(hidden(self.conv_b, h), 2))
         return F.pixel_shuffle(hidden(self.conv_d, h), 2)
 
@@ -220,17 +235,17 @@ class Context(nn.Module):
     def __init__(self, c: Config, step: int) -> None:
         super().__init__()
         self.step = step
-        limits = [HIDDEN_MAX] * c.hyper + [CONTEXT_MAX] * c.latent
-        self.conv_a = Conv(c.hyper + c.latent, c.hyper, in_max=limits, knots=c.knots)
-        self.conv_b = Conv(c.hyper, c.hyper, 3)
-        self.conv_c = Conv(c.hyper, 2 * c.latent, wide=True)
+        self.conv_a = entropy_conv(c, c.hyper + c.latent, c.hyper, knots=c.knots, seen=c.latent)
+        self.conv_b = entropy_conv(c, c.hyper, c.hyper, 3)
+        self.conv_c = entropy_conv(c, c.hyper, 2 * c.latent)
+        self.conv_c.wide = True
         with torch.no_grad():
             self.conv_c.weight.mul_(0.1)
             self.conv_c.bias[:, c.latent :] = 1.1  # a scale of about 1
 
     def forward(self, features: Tensor, y_hat: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-        exact, limit = self.conv_a.exact, CONTEXT_MAX * UNIT
-        seen = requantise(y_hat * 0.25, UNIT, -limit, limit, exact)
+        exact, limit, unit = self.conv_a.exact, CONTEXT_MAX * UNIT, self.conv_a.in_unit
+        seen = requantise(y_hat * 0.25, unit, -limit, limit, exact)
         h = hidden(self.conv_a, torch.cat([features, seen.to(features.dtype)], 1), quality)
         h = hidden(self.conv_b, h)
         # conv_c has a mean and an index for all M latents; a position needs only those of its quarter.
@@ -242,8 +257,8 @@ class Context(nn.Module):
                 out[part] = self.conv_c(h[part], rows=rows[:, STEP_ORDER[self.step] ^ parity].flatten())
         mean, index = out.chunk(2, 1)
         return (
-            requantise(mean, UNIT, -MEAN_MAX, MEAN_MAX, exact),
-            requantise(keep_in(index / UNIT, 0, SCALES - 1), 1.0, 0, SCALES - 1, exact),
+            requantise(mean, unit, -MEAN_MAX, MEAN_MAX, exact),
+            requantise(keep_in(INDEX_GAIN * index, 0, SCALES - 1), 1.0, 0, SCALES - 1, exact),
         )
 
 

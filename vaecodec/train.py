@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import csv
+import gc
+import importlib
 import math
 import os
 import time
@@ -37,11 +39,12 @@ class TrainConfig:
     """The [train] table of a configuration; ``decay`` and ``exact`` are parts of the time, at its end.
 
     ``batch`` is that of all processes together. ``lr`` is Adam's; ``muon``, if not 0, is Muon's for the hidden layers'
-    matrices (Jordan et al. 2024).
+    matrices (Jordan et al. 2024). ``worn``: see ``Crops``.
     """
 
     batch: int = 8
     crop: int = 128
+    worn: float = 0.0
     lr: float = 7e-4
     muon: float = 0.0
     warmup: int = 300
@@ -99,6 +102,8 @@ def train(
         device_name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(device_name)
     if world > 1:
+        # Imported later, as optimisers do, it would keep the process group for ever: as a default argument (torch 2.14).
+        importlib.import_module("torch.distributed.nn")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.manual_seed(seed)  # the same on all ranks, as is all that they draw; see ranks.py
     if device.type == "cuda":
@@ -106,7 +111,7 @@ def train(
         torch.backends.cudnn.benchmark = True
 
     images = load_images(data)
-    crops = Crops(images, config.crop, device, seed)
+    crops = Crops(images, config.crop, device, seed, config.worn)
     model: Any = objective.build()
     if resume is None:
         objective.start(model, crops)
@@ -217,6 +222,9 @@ def train(
             validate()
             plot_curve(objective, out)
     if world > 1:
+        # The group's threads end with it; one that outlives Python's own end now and then aborts the process.
+        del run
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -76,9 +76,9 @@ class Lossy:
         return self.model.scaled(y, inverse, quality)
 
     def stream(self, y_hat: Tensor, quality: Tensor) -> Tensor:
-        """g_s's input for decoded latents: int64 [1, M, h, w] in steps of 1/16 to the stream's grid."""
+        """g_s's input for decoded latents: int64 [1, M, h, w] in the steps of means to the stream's grid."""
         gain = per_channel(interpolate(self.inverse, quality))
-        steps = round(STREAM_UNIT / UNIT * 2**GAIN_BITS)
+        steps = round(STREAM_UNIT / self.model.config.unit * 2**GAIN_BITS)
         stream: Tensor = (y_hat * gain + steps // 2).div(steps, rounding_mode="floor")
         dtype = self.model.g_s.head.weight.dtype
         return stream.clamp(-STREAM_MAX, STREAM_MAX).to(dtype) * STREAM_UNIT
@@ -93,10 +93,10 @@ class Lossy:
                 z = scrambled(c.hyper_latent, 4, 6, spread, device)
                 features = model.h_s(z.to(dtype) * UNIT, quality)
                 y_hat = scrambled(c.latent, 16, 24, spread, device)
-                answer.add(features, UNIT)
+                answer.add(features, c.unit)
                 for context in model.context:
-                    mean, index = context(features, y_hat.to(dtype) * UNIT, quality)
-                    answer.add(mean, UNIT)
+                    mean, index = context(features, y_hat.to(dtype) * c.unit, quality)
+                    answer.add(mean, c.unit)
                     answer.add(index, 1)
                 answer.add(model.g_s(self.stream(y_hat, quality), quality), 1 / 16)
         return answer.crc
