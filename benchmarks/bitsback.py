@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from bitstream import unpack
+from bitstream import AnsStack, unpack
 from vaecodec.codec import TILE, Codec, exact_arithmetic, tiles
-from vaecodec.lossless import MEAN_UNIT, SHAPES, Phase
-from vaecodec.lossless_codec import BITS_BACK
+from vaecodec.lossless import MEAN_UNIT, Phase
+from vaecodec.lossless_codec import BITS_BACK, pixel_codec
 from vaecodec.weights import Lossless, load, packaged
 
 SEED = 0
@@ -41,13 +41,18 @@ class Row:
 
 
 def phase_bits(weights: Lossless, phase: Phase, inside: Tensor) -> float:
-    """Bits of the samples of a phase [1, 3, h, w] that lie inside the picture, under the pixel tables."""
-    mask = inside.expand_as(phase.residual)
-    residual, scale, shape = (part[mask].double().numpy() for part in phase)
-    fraction = np.round(-residual / MEAN_UNIT).astype(np.int64) % 8
-    ids = (scale.round().astype(np.int64) * SHAPES + shape.round().astype(np.int64)) * 8 + fraction
-    values = np.round(residual + fraction * MEAN_UNIT).astype(np.int64)
-    return float(weights.pixel_tables.bits(ids, values).sum())
+    """Bits of the samples of a phase [1, 3, h, w] that lie inside the picture, under the pixel tables, with the offsets
+    of scales that a file of them would have."""
+    total = 0.0
+    for residual, scale, shape in zip(*(part[0] for part in phase), strict=True):
+        r, scales, shapes = (part[inside[0, 0]].double().numpy() for part in (residual, scale, shape))
+        fraction = np.round(-r / MEAN_UNIT).astype(np.int32) % 8
+        values = np.round(r + fraction * MEAN_UNIT).astype(np.int32)
+        stack = AnsStack()
+        codec = pixel_codec(weights, fraction, scales.round().astype(np.int32), shapes.round().astype(np.int32))
+        codec.push(stack, values)
+        total += stack.bits()
+    return total
 
 
 def negative_elbo(weights: Lossless, pixels: NDArray[np.uint8]) -> dict[str, float]:

@@ -35,8 +35,19 @@ from bitstream import (
 from vaecodec import Codec
 from vaecodec.codec import exact_arithmetic
 from vaecodec.image import ImageError, Samples, samples_of
-from vaecodec.lossless import CHANNEL_ORDER, PHASES, SHAPES, Phase
-from vaecodec.lossless_codec import BITS_BACK, COLOURS, PLAIN, RAW, ROUNDED, Network, TileCoder, crc_of
+from vaecodec.lossless import CHANNEL_ORDER, PHASES, SHAPES, Phase, scale_of
+from vaecodec.lossless_codec import (
+    BITS_BACK,
+    COLOURS,
+    OFTEN,
+    PLAIN,
+    RAW,
+    ROUNDED,
+    Network,
+    TileCoder,
+    crc_of,
+    pixel_codec,
+)
 from vaecodec.weights import Lossless, WeightsError, packaged
 
 DEVICE = torch.device("cpu")
@@ -159,6 +170,45 @@ def test_metadata_is_carried_verbatim(lossless_codec: Codec) -> None:
     assert same(decoded, image)
     plain = lossless_codec.compress(picture(20, 10), lossless=True)
     assert unpack(plain).sections == () and lossless_codec.decompress(plain).info == {}
+
+
+# Offsets of scales
+
+
+@pytest.fixture
+def moving(lossless_codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lossless_codec.lossless.model
+    monkeypatch.setattr(model, "config", replace(model.config, groups=20))
+
+
+@pytest.mark.usefixtures("moving", "networks")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (70, 1), (130, 94)])
+def test_tiles_that_move_their_scales(lossless_codec: Codec, size: tuple[int, int], mode: str) -> None:
+    image = photograph(*size, mode)
+    assert same(lossless_codec.decompress(lossless_codec.compress(image, lossless=True)), image)
+
+
+@pytest.mark.usefixtures("moving")
+@pytest.mark.parametrize("count", [0, 1, OFTEN - 1, OFTEN, 20_000])
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+def test_residuals_of_another_size_than_foretold_are_given_other_tables(
+    lossless_codec: Codec, count: int, spread: float
+) -> None:
+    random = np.random.default_rng(5)
+    scales = random.integers(14, 22, count).astype(np.int32)
+    steps, shapes = random.integers(0, 2040, count).astype(np.int32), np.ones(count, np.int32)
+    deviation = spread * scale_of(torch.from_numpy(scales)).numpy()
+    values = np.rint(steps / 8 + random.logistic(0, deviation)).astype(np.int32)
+    codec = pixel_codec(lossless_codec.lossless, steps, scales, shapes)
+    stack = AnsStack()
+    codec.push(stack, values)
+    unmoved = lossless_codec.lossless.pixel_tables.bits((scales * SHAPES + shapes) * 8 + steps % 8, values - steps // 8)
+    if count == 20_000:  # a scale too large or small by a factor of two costs 0.1 bits a sample and more
+        assert stack.bits() < unmoved.sum() - 0.1 * count
+    else:
+        assert stack.bits() < unmoved.sum() + 64
+    assert np.array_equal(codec.pop(stack), values) and stack.is_empty()
 
 
 # Ways of coding a tile, and how long they may become

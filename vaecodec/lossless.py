@@ -86,6 +86,7 @@ class Config:
     vae_width: int = 96
     vae_blocks: int = 2
     latents: tuple[int, ...] = (16, 16, 16)  # channels of z_1, z_2, z_3
+    groups: int = 0  # of scale indices, each of which a tile moves to where its own residuals want it
 
 
 def act(x: Tensor, exact: bool) -> Tensor:

@@ -40,6 +40,7 @@ from .lossless import (
     LATENT_UNIT,
     MEAN_UNIT,
     PHASES,
+    SCALES,
     SHAPES,
     Above,
     Head,
@@ -179,6 +180,59 @@ class TileCoder:
             if record:
                 record("alpha", before - stack.bits())
         return samples
+
+
+OFTEN = 64
+"""Values that a group of scale indices must have to be moved."""
+OFFSETS = np.arange(-4, 5, dtype=np.int32)
+OFFSET_TABLES = Tables(
+    OFFSETS[:1], [np.array([2 ** (22 - abs(k)) if k else 2**23 + 2**19 for k in OFFSETS])], escape=False
+)
+LOOKED_AT = 4096
+"""So many values are enough to choose offsets by."""
+
+
+def pixel_codec(weights: Lossless, steps: Values, scales: Values, shapes: Values) -> Codec[Values]:
+    """Samples [N] of one phase and colour, from their means in eighths, scale indices and shapes.
+
+    Scales are what the training pictures taught. Where a tile's residuals are larger or smaller, it says so before
+    them: by an offset for each group of indices that occurs often.
+    """
+    tables, groups = weights.pixel_tables, weights.model.config.groups
+
+    def under(scales: Values) -> Codec[Values]:
+        return table_codec(tables, (scales * SHAPES + shapes) * 8 + steps % 8, steps // 8)
+
+    if not groups:
+        return under(scales)
+    group = scales * groups // SCALES
+    often = np.flatnonzero(np.bincount(group, minlength=groups) >= OFTEN)
+    offset_codec = table_codec(OFFSET_TABLES, np.zeros(len(often), np.int32))
+
+    def moved(offsets: Values) -> Codec[Values]:
+        by = np.zeros(groups, np.int32)
+        by[often] = offsets
+        return under(np.clip(scales + by[group], 0, SCALES - 1))
+
+    def best(values: Values) -> Values:
+        some = slice(None, None, len(values) // LOOKED_AT | 1)
+        costs = []
+        for offset, price in zip(OFFSETS, OFFSET_TABLES.bits(np.zeros(len(OFFSETS), int), OFFSETS), strict=True):
+            ids = (np.clip(scales[some] + offset, 0, SCALES - 1) * SHAPES + shapes[some]) * 8 + steps[some] % 8
+            bits = tables.bits(ids, values[some] - steps[some] // 8)
+            costs.append(some.step * np.bincount(group[some], bits, groups)[often] + price)
+        offsets: Values = OFFSETS[np.argmin(costs, 0)]
+        return offsets
+
+    def push(stack: AnsStack, values: Values) -> None:
+        offsets = best(values)
+        moved(offsets).push(stack, values)
+        offset_codec.push(stack, offsets)
+
+    def pop(stack: AnsStack) -> Values:
+        return moved(offset_codec.pop(stack)).pop(stack)
+
+    return Codec(push, pop)
 
 
 class Network:
@@ -334,13 +388,8 @@ class Network:
             )
             if k < self.colours:
                 inside = (0, slice(0, rows), slice(0, columns))
-                steps = (mean[inside] / MEAN_UNIT).int()
-                tables = (index[inside] * SHAPES + shape[inside]).int() * 8 + steps % 8
-                locs = steps.div(8, rounding_mode="floor")
-                values = yield (
-                    f"{name} {COLOURS[c]}",
-                    table_codec(self.weights.pixel_tables, flat(tables), flat(locs)),
-                )
+                steps, scales, shapes = (flat(part[inside]) for part in (mean / MEAN_UNIT, index, shape))
+                values = yield f"{name} {COLOURS[c]}", pixel_codec(self.weights, steps, scales, shapes)
                 x[:, c][inside] = torch.from_numpy(values).to(x.device).view(rows, columns).to(x.dtype).clamp(0, 255)
             else:
                 x[:, c] = x[:, CHANNEL_ORDER[0]]

@@ -102,7 +102,7 @@ def train(
         device_name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(device_name)
     if world > 1:
-        # Imported later, as optimisers do, it would keep the process group for ever: as a default argument (torch 2.14).
+        # Imported later, as optimisers do, it would keep the group for ever: as a default argument (torch 2.14).
         importlib.import_module("torch.distributed.nn")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.manual_seed(seed)  # the same on all ranks, as is all that they draw; see ranks.py
