@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from vaecodec.model import Config, LossyModel
 
 HERE = Path(__file__).parent
 TINY = HERE / "golden" / "tiny.safetensors"
+TINY_FINER = HERE / "golden" / "tiny_finer.safetensors"
 TINY_LOSSLESS = HERE / "golden" / "tiny_lossless.safetensors"
 TINY_CONFIG = HERE / "golden" / "tiny.toml"
 TINY_LOSSLESS_CONFIG = HERE / "golden" / "tiny_lossless.toml"
@@ -48,6 +50,13 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
     planes += x[..., None] * slope[0] + y[..., None] * slope[1] + 60 * (x + 2 * y > width)[..., None]
     planes += rng.normal(0, 12, planes.shape)
     return Image.fromarray(planes.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def moving(lossless: Codec) -> Codec:
+    """The codec, whose tiles now move their scales."""
+    model = lossless.lossless.model
+    model.config = replace(model.config, groups=20)
+    return lossless
 
 
 def same(a: Image.Image, b: Image.Image) -> bool:

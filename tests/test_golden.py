@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, TINY_LOSSLESS
+from conftest import TINY, TINY_FINER, TINY_LOSSLESS, moving
 
 from bitstream import Kind, Mode, unpack
 from vaecodec import Codec
@@ -18,7 +18,12 @@ FILES = sorted(GOLDEN.glob("*/*.vae"))
 
 @pytest.fixture(scope="module")
 def codecs() -> dict[str, Codec]:
-    return {"lossy": Codec("cpu", TINY), "lossless": Codec("cpu", TINY_LOSSLESS)}
+    return {
+        "lossy": Codec("cpu", TINY),
+        "lossy-finer": Codec("cpu", TINY_FINER),
+        "lossless": Codec("cpu", TINY_LOSSLESS),
+        "lossless-moving": moving(Codec("cpu", TINY_LOSSLESS)),
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -28,7 +33,7 @@ def test_golden_files(path: Path, codecs: dict[str, Codec], backend: str) -> Non
     if kind == "pca":  # not there, where an installed wheel is tested
         samples: Any = pytest.importorskip("benchmarks.pca").decompress(data)
     else:
-        samples = codecs[kind].decode_array(data)
+        samples = codecs.get(path.stem, codecs.get(kind)).decode_array(data)
     samples = np.asarray(samples)
     assert hashlib.sha256(samples.astype(samples.dtype.newbyteorder("<")).tobytes()).hexdigest() == expected
 

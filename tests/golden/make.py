@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,13 +20,15 @@ from PIL import Image
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from conftest import LOSSLESS, TINY, TINY_LOSSLESS, picture  # noqa: E402
+from conftest import LOSSLESS, TINY, TINY_FINER, TINY_LOSSLESS, moving, picture  # noqa: E402
 
 import vaecodec.codec  # noqa: E402
 from benchmarks import pca  # noqa: E402
 from vaecodec import Codec, export, lossless, weights  # noqa: E402
 from vaecodec.crops import Crops  # noqa: E402
+from vaecodec.exact import UNIT  # noqa: E402
 from vaecodec.lossless_codec import TileCoder, crc_of  # noqa: E402
+from vaecodec.model import GAIN_BITS, LossyModel  # noqa: E402
 from vaecodec.objectives import Lossless  # noqa: E402
 
 FOLDER = HERE / "0.1"
@@ -61,9 +64,23 @@ def write_weights(path: Path) -> None:
     weights.save_lossless(path, model, *tables)
 
 
+def write_finer(path: Path) -> None:
+    """The small lossy model on finer grids."""
+    coarse = weights.load(TINY, torch.device("cpu"))
+    assert isinstance(coarse, weights.Lossy)
+    model = LossyModel(replace(coarse.model.config, bits=6))
+    state = coarse.model.state_dict()
+    state["log_inverse"] = (coarse.inverse.double() * 2.0**-GAIN_BITS).log().float()
+    state |= {"z_mean": coarse.z_mean * UNIT, "z_index": coarse.z_index}
+    model.load_state_dict(state)
+    weights.save_lossy(path, model, coarse.tables)
+
+
 def made() -> Iterator[tuple[str, bytes]]:
     """Every kind, mode and tile method; several tiles; metadata."""
     lossy, lossless = Codec("cpu", TINY), Codec("cpu", TINY_LOSSLESS)
+    yield "lossy finer", Codec("cpu", TINY_FINER).compress(picture(90, 70), 70)
+    yield "lossless moving", moving(lossless).compress(picture(90, 70), lossless=True)
     modes = {mode: picture(45, 31, mode) for mode in ("L", "LA", "RGB", "RGBA")}
     modes["RGBA"].putalpha(picture(45, 31, "L", seed=1))
     modes["LA"].putalpha(picture(45, 31, "L", seed=2))
@@ -103,13 +120,18 @@ def decoded(name: str, data: bytes) -> NDArray[Any]:
     if name.startswith("pca"):
         samples = np.asarray(pca.decompress(data))
         return samples.reshape(*samples.shape[:2], -1)
-    return Codec("cpu", TINY if name.startswith("lossy") else TINY_LOSSLESS).decode_array(data)
+    if name == "lossless-moving":
+        return moving(Codec("cpu", TINY_LOSSLESS)).decode_array(data)
+    tiny = TINY_LOSSLESS if name.startswith("lossless") else TINY_FINER if name == "lossy-finer" else TINY
+    return Codec("cpu", tiny).decode_array(data)
 
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     if not TINY_LOSSLESS.exists():
         write_weights(TINY_LOSSLESS)
+    if not TINY_FINER.exists():
+        write_finer(TINY_FINER)
     hashes = json.loads(HASHES.read_text()) if HASHES.exists() else {}
     for title, data in made():
         name = title.replace(" ", "-").replace(";", "")
