@@ -15,7 +15,7 @@ from conftest import HERE, TINY_CONFIG, TINY_LOSSLESS_CONFIG, cli, picture, same
 from training_process import SECONDS, losses_of, minutes
 
 from vaecodec import Codec, export, lossless, ranks, train
-from vaecodec.crops import Crops, load_images
+from vaecodec.crops import Crops, half_colour, load_images
 from vaecodec.objectives import Lossy, rate_distortion_loss
 from vaecodec.train import read_config
 from vaecodec.weights import load
@@ -261,6 +261,27 @@ def test_crops_and_qualities(data: Path) -> None:
     assert sorted((quality * 8 // 10001).tolist()) == list(range(8))
     again = Crops(load_images(data), 64, torch.device("cpu"), seed=1)
     assert torch.equal(again.batch(5), batch)
+
+
+def test_worn_crops_are_pictures_still(data: Path) -> None:
+    images = load_images(data)
+    crops = Crops(images, 64, torch.device("cpu"), seed=1, worn=1.0)
+    batch = crops.batch(24)
+    assert batch.shape == (24, 3, 64, 64) and torch.equal(batch, batch.round()) and 0 <= batch.min() < batch.max() <= 255
+    coarse = [Crops(images, 64, torch.device("cpu"), seed=1, worn=worn).batch(4, 32, 8) for worn in (0.0, 1.0)]
+    assert torch.equal(*coarse)  # every eighth pixel shows nothing of it
+    part = images[0][:, :64, :64]
+    worn = [crops.wear(part) for _ in range(24)]
+    assert any(torch.equal(crop, part) for crop in worn) and any(not torch.equal(crop, part) for crop in worn)
+
+
+def test_half_colour_keeps_luma() -> None:
+    x = torch.rand(2, 3, 31, 40) * 255
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    half = half_colour(x)
+    assert torch.allclose((half * luma).sum(1), (x * luma).sum(1), atol=1e-3) and not torch.allclose(half, x, atol=9)
+    grey = x[:, :1].expand(2, 3, 31, 40)
+    assert torch.allclose(half_colour(grey), grey, atol=1e-3)
 
 
 def test_wrong_input_is_wrong_usage(data: Path, tmp_path: Path) -> None:

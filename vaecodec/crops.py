@@ -37,7 +37,7 @@ def half_colour(x: Tensor) -> Tensor:
 class Crops:
     """Random square crops, flipped and transposed, cut where the pictures lie (on the GPU, if there is one).
 
-    ``worn``: how often, at random, a crop is made softer, noisier, or poorer in colour; see ``worn``.
+    ``worn``: the part of the crops that go through ``wear``.
     """
 
     def __init__(self, images: list[Tensor], crop: int, device: torch.device, seed: int, worn: float = 0.0) -> None:

@@ -39,7 +39,7 @@ class TrainConfig:
     """The [train] table of a configuration; ``decay`` and ``exact`` are parts of the time, at its end.
 
     ``batch`` is that of all processes together. ``lr`` is Adam's; ``muon``, if not 0, is Muon's for the hidden layers'
-    matrices (Jordan et al. 2024). ``worn``: see ``Crops``.
+    matrices (Jordan et al. 2024). ``worn`` is that of ``Crops``.
     """
 
     batch: int = 8
