@@ -267,7 +267,9 @@ def test_worn_crops_are_pictures_still(data: Path) -> None:
     images = load_images(data)
     crops = Crops(images, 64, torch.device("cpu"), seed=1, worn=1.0)
     batch = crops.batch(24)
-    assert batch.shape == (24, 3, 64, 64) and torch.equal(batch, batch.round()) and 0 <= batch.min() < batch.max() <= 255
+    assert (
+        batch.shape == (24, 3, 64, 64) and torch.equal(batch, batch.round()) and 0 <= batch.min() < batch.max() <= 255
+    )
     coarse = [Crops(images, 64, torch.device("cpu"), seed=1, worn=worn).batch(4, 32, 8) for worn in (0.0, 1.0)]
     assert torch.equal(*coarse)  # every eighth pixel shows nothing of it
     part = images[0][:, :64, :64]
