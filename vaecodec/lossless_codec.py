@@ -199,28 +199,30 @@ def pixel_codec(weights: Lossless, steps: Values, scales: Values, shapes: Values
     them: by an offset for each group of indices that occurs often.
     """
     tables, groups = weights.pixel_tables, weights.model.config.groups
+    floors, fractions = steps >> 3, steps & 7
 
     def under(scales: Values) -> Codec[Values]:
-        return table_codec(tables, (scales * SHAPES + shapes) * 8 + steps % 8, steps // 8)
+        return table_codec(tables, (scales * SHAPES + shapes) * 8 + fractions, floors)
 
     if not groups:
         return under(scales)
-    group = scales * groups // SCALES
-    often = np.flatnonzero(np.bincount(group, minlength=groups) >= OFTEN)
+    every = np.arange(SCALES, dtype=np.int32)
+    group_of = every * groups // SCALES
+    often = np.flatnonzero(np.bincount(group_of, np.bincount(scales, minlength=SCALES), groups) >= OFTEN)
     offset_codec = table_codec(OFFSET_TABLES, np.zeros(len(often), np.int32))
 
     def moved(offsets: Values) -> Codec[Values]:
         by = np.zeros(groups, np.int32)
         by[often] = offsets
-        return under(np.clip(scales + by[group], 0, SCALES - 1))
+        return under(np.clip(every + by[group_of], 0, SCALES - 1)[scales])
 
     def best(values: Values) -> Values:
         some = slice(None, None, len(values) // LOOKED_AT | 1)
-        costs = []
+        residuals, ids, costs = values[some] - floors[some], shapes[some] * 8 + fractions[some], []
         for offset, price in zip(OFFSETS, OFFSET_TABLES.bits(np.zeros(len(OFFSETS), int), OFFSETS), strict=True):
-            ids = (np.clip(scales[some] + offset, 0, SCALES - 1) * SHAPES + shapes[some]) * 8 + steps[some] % 8
-            bits = tables.bits(ids, values[some] - steps[some] // 8)
-            costs.append(some.step * np.bincount(group[some], bits, groups)[often] + price)
+            tables_of = np.clip(every + offset, 0, SCALES - 1) * (SHAPES * 8)
+            bits = tables.bits(tables_of[scales[some]] + ids, residuals)
+            costs.append(some.step * np.bincount(group_of[scales[some]], bits, groups)[often] + price)
         offsets: Values = OFFSETS[np.argmin(costs, 0)]
         return offsets
 
