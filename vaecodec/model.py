@@ -145,11 +145,13 @@ def hidden(conv: Conv, x: Tensor, quality: Tensor | None = None) -> Tensor:
     return requantise(conv(x, quality), conv.out_unit, 0, HIDDEN_MAX * UNIT, conv.exact)
 
 
-def entropy_conv(c: Config, c_in: int, c_out: int, kernel: int = 1, *, knots: int = 1, seen: int = 0) -> Conv:
+def entropy_conv(
+    c: Config, c_in: int, c_out: int, kernel: int = 1, *, knots: int = 1, seen: int = 0, wide: bool = False
+) -> Conv:
     """A layer of h_s or a context network. Its last ``seen`` inputs are latents, the others hidden activations."""
     finer = round(UNIT / c.unit)
     limits = [HIDDEN_MAX * finer] * (c_in - seen) + [CONTEXT_MAX * finer] * seen
-    return Conv(c_in, c_out, kernel, in_unit=c.unit, in_max=limits, out_unit=c.unit, knots=knots)
+    return Conv(c_in, c_out, kernel, in_unit=c.unit, in_max=limits, out_unit=c.unit, knots=knots, wide=wide)
 
 
 class Analysis(nn.Module):
@@ -237,8 +239,7 @@ class Context(nn.Module):
         self.step = step
         self.conv_a = entropy_conv(c, c.hyper + c.latent, c.hyper, knots=c.knots, seen=c.latent)
         self.conv_b = entropy_conv(c, c.hyper, c.hyper, 3)
-        self.conv_c = entropy_conv(c, c.hyper, 2 * c.latent)
-        self.conv_c.wide = True
+        self.conv_c = entropy_conv(c, c.hyper, 2 * c.latent, wide=True)
         with torch.no_grad():
             self.conv_c.weight.mul_(0.1)
             self.conv_c.bias[:, c.latent :] = 1.1  # a scale of about 1

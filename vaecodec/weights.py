@@ -32,7 +32,7 @@ from .lossless import LosslessModel
 from .model import GAIN_BITS, SCALES, Config, LossyModel, per_channel
 
 KNOWN_INPUTS = ((0, 64), (6180, 64), (QUALITY_MAX, 2**20))
-"""Quality and largest latent, in steps of 1/16, of the self-test's tiles; the last drives every sum to its limits."""
+"""Quality and largest latent, in its steps, of the self-test's tiles; the last drives every sum to its limits."""
 
 
 class WeightsError(VaeError):
