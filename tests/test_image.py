@@ -12,7 +12,6 @@ from PIL import Image
 from bitstream import EXIF, ICC, XMP, Section
 from vaecodec.image import (
     ImageError,
-    encode_picture,
     grey_of,
     info_of,
     metadata_of,
@@ -21,6 +20,7 @@ from vaecodec.image import (
     pixels_of,
     samples_of,
 )
+from vaecodec.saving import encode_picture
 
 
 def exif() -> Image.Exif:

@@ -176,7 +176,8 @@ def decompress(
     plan = files.planned(request, files.VAE, suffix)
 
     def start() -> batch.Work:
-        from .image import ImageError, encode_picture
+        from .image import ImageError
+        from .saving import encode_picture
 
         if request.output is None or files.is_folder(request.output) or request.output == "-":
             picture_format(suffix)  # a wrong one is wrong once, and not for each file

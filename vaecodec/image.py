@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
 
 from bitstream import EXIF, ICC, XMP, LimitError, Limits, Mode, Section, VaeError
 
@@ -143,7 +141,6 @@ def refuse_deep_colour(mode: Mode) -> None:
         raise ImageError(f"Pillow has no mode for {mode.name}: use Codec.decode_array")
 
 
-XMP_TIFF_TAG = 700
 INFO_KEYS = {EXIF: "exif", ICC: "icc_profile", XMP: "xmp"}
 
 
@@ -167,39 +164,3 @@ def metadata_of(picture: Image.Image | NDArray[Any]) -> list[Section]:
                 raise ImageError(f"{key} of {len(payload)} bytes: readers accept {limit}")
             sections.append(Section(tag, payload))
     return sections
-
-
-LITTLE_LOSS: dict[str, dict[str, Any]] = {
-    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
-    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
-    "WEBP": {"lossless": True},
-}
-"""Pillow's defaults would lose about as much as a .vae file of quality 75 did."""
-
-
-def encode_picture(picture: Image.Image, format: str) -> tuple[bytes, list[str]]:
-    """The bytes of a file in one of Pillow's formats, and the names of the metadata that this format could not take.
-
-    Raises ImageError if the picture cannot be written.
-    """
-    stream = io.BytesIO()
-    kept = {key: picture.info[key] for key in INFO_KEYS.values() if key in picture.info}
-    options: dict[str, Any] = kept | LITTLE_LOSS.get(format, {})
-    # Pillow reads XMP from these two under one name and writes it under others.
-    if format == "PNG" and "xmp" in kept:
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode("utf-8", "replace"))
-    if format == "TIFF" and "xmp" in kept:
-        tags = Image.Exif()
-        tags.load(kept.get("exif", b""))
-        tags[XMP_TIFF_TAG] = options.pop("xmp")
-        options["exif"] = tags
-    try:
-        picture.save(stream, format, **options)
-        with Image.open(stream) as written:
-            lost = [key for key in kept if key not in written.info]
-            if "exif" in lost and written.getexif():  # TIFF keeps it in its own tags
-                lost.remove("exif")
-    except (OSError, ValueError, KeyError) as error:
-        raise ImageError(f"cannot write {format}: {error}") from None
-    return stream.getvalue(), lost
