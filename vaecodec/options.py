@@ -47,7 +47,8 @@ def region_of(match: re.Match[str]) -> tuple[int, int, int, int] | None:
 
 
 def size_of(match: re.Match[str]) -> float | None:
-    return float(match[1]) * {"": 1, "k": 10**3, "m": 10**6}[match[2].lower()] or None
+    thousand = 1024 if match[3] else 1000
+    return float(match[1]) * thousand ** {"": 0, "k": 1, "m": 2}[match[2].lower()] or None
 
 
 def metadata_of(match: re.Match[str]) -> list[str]:
@@ -68,7 +69,7 @@ def colour_of(context: click.Context, parameter: click.Parameter, text: str | No
 
 SHARD = matched("I/N", r"(\d+)/(\d+)", shard_of)
 REGION = matched("X,Y,W,H", r"(\d+),(\d+),(\d+),(\d+)", region_of)
-SIZE = matched("BYTES[k|M]", r"(\d+\.?\d*)([kKmM]?)", size_of)
+SIZE = matched("BYTES[k|M|Ki|Mi]", r"(\d+\.?\d*) ?(|[kKmM])((?<=[kKmM])[iI])?[bB]?", size_of)
 METADATA = matched("all|none|exif,icc,xmp", r"all|none|(exif|icc|xmp)(,(exif|icc|xmp))*", metadata_of)
 
 COLOUR: dict[str, Any] = {"metavar": "COLOUR", "callback": colour_of}
@@ -125,6 +126,8 @@ MAX_PIXELS = click.option(
     show_default=True,
     help="Refuse pictures of more pixels.",
 )
+SOURCES = click.argument("sources", type=click.Path(allow_dash=True), nargs=-1, required=True)
+RECURSIVE = click.option("-r", "--recursive", is_flag=True, help="Folders with all below them.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress bar and no summary.")
 
 
@@ -183,7 +186,9 @@ def batching(inputs: frozenset[str], outputs: frozenset[str]) -> Callable[[Any],
             if second and overwrite:  # `*` may have named both
                 raise click.UsageError(f"to overwrite {second}, name it with -o")
             named = output is not None and output != "-" and not files.is_folder(output)
-            existing: files.Existing = "skip" if skip_existing else "overwrite" if overwrite or named else "fail"
+            existing: files.Existing = (
+                "skip" if skip_existing else "overwrite" if overwrite else "named" if named else "fail"
+            )
             request = files.Request(
                 sources[:1] if second else sources, output or second, recursive, existing, shard, jobs, preserve_times
             )
@@ -191,7 +196,7 @@ def batching(inputs: frozenset[str], outputs: frozenset[str]) -> Callable[[Any],
 
         return with_options(
             grouped,
-            click.argument("sources", type=click.Path(allow_dash=True), nargs=-1, required=True),
+            SOURCES,
             click.option(
                 "-o",
                 "--output",
@@ -209,7 +214,11 @@ def batching(inputs: frozenset[str], outputs: frozenset[str]) -> Callable[[Any],
                 help="Files at a time, in threads that share one copy of the weights. Best with --threads 1.",
             ),
             click.option("--overwrite", is_flag=True, help="Replace outputs that exist. Default: they are failures."),
-            click.option("--skip-existing", is_flag=True, help="Pass over inputs whose output exists."),
+            click.option(
+                "--skip-existing",
+                is_flag=True,
+                help="Pass over inputs whose output exists, is newer and, if a .vae file, not cut off.",
+            ),
             click.option("--preserve-times", is_flag=True, help="Give outputs the times of their inputs."),
             click.option(
                 "--shard", **SHARD, default="1/1", help="Of the sorted inputs every n-th from the i-th, 1 to n."
