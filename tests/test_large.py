@@ -96,7 +96,7 @@ def test_tiles_make_up_the_picture(codec: Codec, lossless: bool) -> None:
 # The limit, which is Pillow's as well
 
 
-@pytest.mark.parametrize("kind", [("--lossless",), ("--target-bpp", "2"), ()])
+@pytest.mark.parametrize("kind", [("--lossless",), ("--target-bpp", "2", "--best-effort"), ()])
 def test_the_limit_is_raised_for_both_ways(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, ...], small_weights: None
 ) -> None:

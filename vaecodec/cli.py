@@ -59,6 +59,8 @@ class Group(click.Group):
             fail(str(error), error.exit_code)
         except MemoryError:
             fail("out of memory", 1)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(batch.INTERRUPTED) from None
         except OSError as error:
             name = error.filename2 or error.filename  # of a rename, the target
             if not name:

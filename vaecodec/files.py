@@ -347,7 +347,7 @@ def refusal(job: Job, existing: Existing) -> str:
             folder = folder.parent
         if not folder.is_dir():
             return f"{target}: no such folder" if not folder.exists() else f"{target}: {folder} is no folder"
-        if not os.access(folder, os.W_OK | os.X_OK):
+        if not permitted(folder, os.W_OK | os.X_OK):
             return f"{target}: {os.strerror(errno.EACCES)}"
         return ""
     if job.source != STANDARD and os.path.exists(job.source) and os.path.samefile(target, job.source):
@@ -356,14 +356,19 @@ def refusal(job: Job, existing: Existing) -> str:
         return f"{target} exists; --overwrite replaces it, --skip-existing leaves it"
     if stat.S_ISDIR(status.st_mode):
         return f"{target}: {os.strerror(errno.EISDIR)}"
-    if not os.access(target, os.W_OK):
+    if not permitted(target, os.W_OK):
         return f"{target}: {os.strerror(errno.EACCES)}"
     if special(target):
         return ""
     if existing == "named" and foreign(target):
         return f"{target} exists and is no .vae file; --overwrite replaces it"
     folder = Path(os.path.realpath(target)).parent
-    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{target}: {os.strerror(errno.EACCES)}"
+    return "" if permitted(folder, os.W_OK | os.X_OK) else f"{target}: {os.strerror(errno.EACCES)}"
+
+
+def permitted(path: Path, mode: int) -> bool:
+    """Whether this process may do so."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def foreign(target: Path) -> bool:
@@ -489,15 +494,14 @@ def written(job: Job, data: bytes, *, keep_times: bool = False) -> Iterator[Path
         if job.make_folder:
             target.parent.mkdir(parents=True, exist_ok=True)
         before = target.stat() if job.replace and target.exists() else None
-        file = open(temporary, "xb", opener=private if before else None)  # noqa: SIM115
+        file = open(temporary, "xb", buffering=0, opener=private if before else None)  # noqa: SIM115
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(job.target)) from None
     try:
         with file:
             try:
                 lock(file)
-                file.write(data)
-                file.flush()
+                write_all(file, data)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(job.target)) from None
             del data  # the caller may want the room for what it reads back

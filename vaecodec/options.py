@@ -126,7 +126,8 @@ MAX_PIXELS = click.option(
     show_default=True,
     help="Refuse pictures of more pixels.",
 )
-SOURCES = click.argument("sources", type=click.Path(allow_dash=True), nargs=-1, required=True)
+ANY = click.Path(allow_dash=True, readable=False)  # of many files, those that cannot be read are no wrong usage
+SOURCES = click.argument("sources", type=ANY, nargs=-1, required=True)
 RECURSIVE = click.option("-r", "--recursive", is_flag=True, help="Folders with all below them.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress bar and no summary.")
 
@@ -200,7 +201,7 @@ def batching(inputs: frozenset[str], outputs: frozenset[str]) -> Callable[[Any],
             click.option(
                 "-o",
                 "--output",
-                type=click.Path(allow_dash=True),
+                type=ANY,
                 help="A file for one input, replaced if it exists, or - for standard output; for many a folder, which "
                 "exists or ends in /. Default: beside the input.",
             ),
