@@ -129,3 +129,12 @@ def test_a_picture_beyond_the_limit_is_not_read(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("read"))
     with pytest.raises(LimitError), (tmp_path / "a.png").open("rb") as file:
         open_picture(file, Limits(max_pixels=199))
+
+
+@pytest.mark.parametrize("limit", [99, 150, 199])
+def test_the_limit_is_said_in_our_words(tmp_path: Path, limit: int) -> None:
+    """Pillow's own message names twice the number."""
+    (tmp_path / "a.png").write_bytes(saved(picture(20, 10)))
+    result = cli("compress", tmp_path / "a.png", "--max-pixels", limit, *TINY_CPU)
+    assert result.exit_code == 5 and result.stderr.endswith(" pixels exceeds the limits\n")
+    assert str(2 * limit) not in result.stderr

@@ -27,8 +27,8 @@ def open_picture(file: IO[bytes], limits: Limits | None = None) -> Image.Image:
         (limits or Limits()).check_size(*picture.size)
         refuse_deep(picture)
         picture.load()
-    except Image.DecompressionBombError as error:
-        raise LimitError(str(error)) from None
+    except Image.DecompressionBombError:  # in Pillow's words it would be twice its own limit
+        raise LimitError(f"picture of more than {(limits or Limits()).max_pixels} pixels exceeds the limits") from None
     except (OSError, SyntaxError, ValueError) as error:
         reason = str(error) if not isinstance(error, UnidentifiedImageError) else "not a picture that Pillow reads"
         raise ImageError(reason) from None
