@@ -450,7 +450,17 @@ out = os.dup(1)
 os.close(0), os.close(1), os.close(2)
 for name in ("stdin", "stdout", "stderr"):
     setattr(sys, name, None)
+class Full:  # standard output as it is under PYTHONUNBUFFERED, on a full disk
+    buffer = open("/dev/full", "wb", buffering=0) if os.path.exists("/dev/full") else None
+    flush = staticmethod(lambda: None)
 codes = []
+if Full.buffer:
+    sys.stdout = Full
+    try:
+        main(["decompress", "x.vae", "-o", "-", *machine])
+    except SystemExit as error:
+        assert error.code == 1
+    sys.stdout = None
 for arguments in (["compress", "in.png"], ["decompress", "x.vae", "-o", "-"], ["decompress", "-"], ["info", "x.vae"]):
     try:
         main([*arguments, *(machine if arguments[0] != "info" else [])])

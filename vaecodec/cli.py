@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -143,12 +143,10 @@ def compress(
     plan = with_a_picture(files.planned(request, files.PICTURES, ".vae"))
 
     def start() -> batch.Work:
-        from .image import INFO_KEYS, open_picture
+        from .image import INFO_KEYS
         from .metrics import fidelity
-        from .saving import load_plugins
         from .targets import missed, search
 
-        load_plugins()
         codec = machine.codec("lossless" if lossless else "lossy")
         _ = codec.lossless if lossless else codec.lossy  # what is wrong with them is wrong once, and not for each file
         names = {key.split("_")[0]: key for key in INFO_KEYS.values()}
@@ -160,7 +158,7 @@ def compress(
                 if head == MAGIC:  # from standard input: files have been looked at
                     raise VaeError("already a .vae file")
                 source.seek(0)
-                return compressed(job, follow, open_picture(source, limits), source.seek(0, os.SEEK_END))
+                return compressed(job, follow, picture_in(source, limits), source.seek(0, os.SEEK_END))
 
         def compressed(job: files.Job, follow: batch.Follow, picture: Image, read: int) -> batch.Done:
             for key in dropped:
@@ -357,14 +355,11 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
     packed = [data for data in contents if data.startswith(MAGIC)]
     if not packed:
         refuse_machine("a .vae file")
-    from .image import open_picture
     from .metrics import compare as measured
-    from .saving import load_plugins
 
-    load_plugins()
     codec = machine.codec() if packed else None
     pictures = [
-        codec.decompress(data) if codec and data in packed else open_picture(io.BytesIO(data)) for data in contents
+        codec.decompress(data) if codec and data in packed else picture_in(io.BytesIO(data)) for data in contents
     ]
     likeness = measured(*pictures)
     bpp = 8 * len(packed[-1]) / (pictures[0].width * pictures[0].height) if packed else None
@@ -461,14 +456,30 @@ def with_a_picture(plan: files.Plan) -> files.Plan:
     (job,) = plan.jobs
     if files.special(job.source):
         return plan
-    load_plugins()
+    while True:
+        try:
+            Image.open(job.source).close()
+        except UnidentifiedImageError:
+            if not load_plugins():
+                return replace(plan, jobs=[replace(job, problem="not a picture that Pillow reads")])
+        except Exception:  # it will be said where it is read
+            return plan
+        else:
+            return plan
+
+
+def picture_in(file: IO[bytes], limits: Limits | None = None) -> Image:
+    """The picture that ``open_picture`` gives, by way of a plugin if Pillow alone gives none."""
+    from .image import ImageError, open_picture
+    from .saving import load_plugins
+
     try:
-        Image.open(job.source).close()
-    except UnidentifiedImageError:
-        return replace(plan, jobs=[replace(job, problem="not a picture that Pillow reads")])
-    except Exception:  # it will be said where it is read
-        return plan
-    return plan
+        return open_picture(file, limits)
+    except ImageError:
+        if not load_plugins():
+            raise
+        file.seek(0)
+        return open_picture(file, limits)
 
 
 def overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
