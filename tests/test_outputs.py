@@ -405,6 +405,18 @@ def test_standard_output_that_is_full(folder: Path, unbuffered: str) -> None:
         assert result.returncode == 1 and result.stderr == b"vaecodec: standard output: No space left on device\n"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_text_that_is_cut_is_an_error_too(folder: Path, unbuffered: str) -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)); import vaecodec.__main__ as m; m.run()"
+    )
+    with open("out.txt", "wb") as out:
+        command = [sys.executable, "-c", code, "info", "--json", "x.vae", *(f"./{'./' * i}x.vae" for i in range(3))]
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        result = subprocess.run([*command, "--help"], stdout=out, stderr=subprocess.PIPE, check=False, env=environment)
+    assert result.returncode == 1 and result.stderr == b"vaecodec: standard output: File too large\n"
+
+
 def test_a_reader_that_has_gone(folder: Path) -> None:
     """``info x.vae | head`` says nothing of pipes."""
     end, start = os.pipe()

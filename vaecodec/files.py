@@ -35,11 +35,11 @@ VAE = frozenset({".vae"})
 # fmt: off
 PICTURES = frozenset("." + name for name in (
     "apng", "avif", "bmp", "dib", "gif", "heic", "heif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg",
-    "jxl", "mpo", "pbm", "pgm", "png", "pnm", "ppm", "qoi", "tga", "tif", "tiff", "webp",
+    "hif", "jxl", "mpo", "pbm", "pgm", "png", "pnm", "ppm", "qoi", "tga", "tif", "tiff", "webp",
 ))
 """Suffixes of what is a picture in a folder. Where Pillow needs a plugin that is not there, it fails and says so."""
 NEVER_OURS = PICTURES | frozenset("." + name for name in (
-    "arw", "avifs", "bw", "cr2", "cr3", "dcx", "dds", "dng", "eps", "exr", "hdr", "heics", "hif", "icns", "ico", "im",
+    "arw", "avifs", "bw", "cr2", "cr3", "dcx", "dds", "dng", "eps", "exr", "hdr", "heics", "icns", "ico", "im",
     "j2c", "jpc", "jpf", "jpx", "msp", "nef", "orf", "pcx", "pdf", "pef", "pfm", "ps", "psd", "raf", "ras", "rgb",
     "rgba", "rw2", "sgi", "svg", "xbm", "xcf", "xpm",
 ))

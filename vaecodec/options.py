@@ -128,7 +128,7 @@ MAX_PIXELS = click.option(
 )
 ANY = click.Path(allow_dash=True, readable=False)  # of many files, those that cannot be read are no wrong usage
 SOURCES = click.argument("sources", type=ANY, nargs=-1, required=True)
-RECURSIVE = click.option("-r", "--recursive", is_flag=True, help="Folders with all below them.")
+RECURSIVE = click.option("-r", "--recursive", is_flag=True, help="Folders with all below them that is not hidden.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress bar and no summary.")
 
 
@@ -205,7 +205,12 @@ def batching(inputs: frozenset[str], outputs: frozenset[str]) -> Callable[[Any],
                 help="A file for one input, replaced if it exists, or - for standard output; for many a folder, which "
                 "exists or ends in /. Default: beside the input.",
             ),
-            click.option("-r", "--recursive", is_flag=True, help="Folders with all below them; -o mirrors the tree."),
+            click.option(
+                "-r",
+                "--recursive",
+                is_flag=True,
+                help="Folders with all below them that is not hidden; -o mirrors the tree.",
+            ),
             click.option(
                 "-j",
                 "--jobs",
