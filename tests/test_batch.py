@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from conftest import CPU, TINY_CPU, cli, names, picture, process, python, same, saved
+from conftest import CPU, TINY_CPU, cli, names, picture, python, same, saved
 from PIL import Image
 
 import vaecodec.image
@@ -283,7 +283,7 @@ def test_the_bar_is_for_terminals(album: Path) -> None:
     assert running.returncode == 1
     for words in (b"100%", b":1", b"MP/s", b"c.png: not a picture", b"2 files, 1 failed, 1 other"):
         assert words in text, text
-    assert b"%" not in process("compress", album, "--overwrite", *TINY_CPU).stderr
+    assert "%" not in cli("compress", album, "--overwrite", *TINY_CPU).stderr
 
 
 # Options of single files

@@ -87,15 +87,16 @@ def test_the_suffix_chooses_the_format(packed: Path, suffix: str, format: str) -
     assert opened(target).format == format
 
 
-def test_pipes_in_processes_of_their_own(tiny: Codec) -> None:
-    compressed = process("compress", "-", *TINY_CPU, data=saved(picture(40, 30)))
-    assert compressed.returncode == 0 and compressed.stdout == tiny.compress(picture(40, 30))
-    decompressed = process("decompress", "-", "-", "--quiet", *TINY_CPU, data=compressed.stdout)
+def test_pipes_in_a_process_of_its_own(tiny: Codec) -> None:
+    data = tiny.compress(picture(40, 30))
+    decompressed = process("decompress", "-", "-", "--quiet", *TINY_CPU, data=data)
     assert decompressed.returncode == 0 and decompressed.stderr == b""
-    assert same(Image.open(io.BytesIO(decompressed.stdout)), tiny.decompress(compressed.stdout))
+    assert same(Image.open(io.BytesIO(decompressed.stdout)), tiny.decompress(data))
 
 
 def test_pipes_in_this_process(packed: Path) -> None:
+    result = cli("compress", "-", *TINY_CPU, data=saved(picture(40, 30)))
+    assert result.exit_code == 0 and result.stdout_bytes == packed.read_bytes()
     result = cli("decompress", "-", "--quiet", *TINY_CPU, data=packed.read_bytes())
     assert result.exit_code == 0 and Image.open(io.BytesIO(result.stdout_bytes)).format == "PNG"
     assert cli("verify", "-", *TINY_CPU, data=packed.read_bytes()).exit_code == 0
@@ -395,5 +396,5 @@ def test_damaged_files_leave_the_target(packed: Path) -> None:
 
 def test_a_failing_process_says_one_line(packed: Path) -> None:
     packed.write_bytes(packed.read_bytes()[:-3])
-    result = process("verify", packed, *TINY_CPU)
+    result = process("info", packed)
     assert result.returncode == 3 and result.stderr.startswith(b"vaecodec: ") and result.stderr.count(b"\n") == 1

@@ -39,6 +39,7 @@ def peak(*arguments: object) -> int:
     return 1024 * int(result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_one_copy_of_the_pixels_is_held(tmp_path: Path) -> None:
     """Pillow has 4 bytes for a pixel: with a second copy, even of 3 bytes, it would be 7. What lies between two
