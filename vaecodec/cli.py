@@ -23,6 +23,8 @@ from . import __version__, batch, files, options
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .image import DeepPicture
+
 
 class Group(click.Group):
     """Turns the package's errors into one line and an exit code."""
@@ -72,7 +74,7 @@ def main() -> None:
     help="0 fast to 9 small: refine what is coded for this picture. Files decode as fast as ever.",
 )
 @click.option(
-    "--metadata", **options.METADATA, default="all", show_default=True, help="What to keep of EXIF, ICC and XMP."
+    "--metadata", **options.METADATA, default="all", show_default=True, help="What to keep; icc is all about colour."
 )
 @click.option("--verify/--no-verify", default=True, help="Decode the written file before it takes its name.")
 @options.MAX_PIXELS
@@ -107,41 +109,44 @@ def compress(
     plan = files.planned(request, files.PICTURES, ".vae")
 
     def start() -> batch.Work:
-        from .image import INFO_KEYS, open_picture
+        from .image import keep_metadata, open_picture
+        from .metadata import left_out
         from .metrics import fidelity
         from .targets import missed, search
 
         codec = machine.codec("lossless" if lossless else "lossy")
         _ = codec.lossless if lossless else codec.lossy  # what is wrong with them is wrong once, and not for each file
-        names = {key.split("_")[0]: key for key in INFO_KEYS.values()}
-        dropped = [key for name, key in names.items() if name not in metadata]
 
         def work(job: files.Job, follow: batch.Follow) -> batch.Done:
             with files.opened(job.source) as source:
-                return compressed(job, follow, open_picture(source, limits), source.seek(0, os.SEEK_END))
+                picture, others = open_picture(source, limits), left_out(source) if metadata else []
+                return compressed(job, follow, picture, others, source.seek(0, os.SEEK_END))
 
-        def compressed(job: files.Job, follow: batch.Follow, picture: Image, read: int) -> batch.Done:
-            for key in dropped:
-                picture.info.pop(key, None)
+        def compressed(
+            job: files.Job, follow: batch.Follow, picture: Image | DeepPicture, others: list[str], read: int
+        ) -> batch.Done:
+            keep_metadata(picture, metadata)
             pixels = picture.width * picture.height
-            progress, notes, warning = follow(pixels, passes + verify), list[str](), ""
+            progress, notes = follow(pixels, passes + verify), list[str]()
+            said = [f"not kept: {', '.join(others)}"] if others else []
             if targets:
                 found = search(codec, picture, effort=effort, limits=limits, progress=progress, **targets)
-                data, warning = found.data, "" if found.near else missed(found, target_psnr is not None)
+                data = found.data
+                said += [] if found.near else [missed(found, target_psnr is not None)]
                 notes.append(f"quality {found.quality:g}")
             else:
                 data = codec.compress(picture, quality, progress, lossless=lossless, effort=effort, limits=limits)
-            size = len(data)
+            size, depth = len(data), read_header(data).depth
             with files.written(job, data, keep_times=request.keep_times) as temporary:
                 written = temporary or data
                 del data  # large ones leave no room for a second
                 if verify:
-                    psnr, equal = fidelity(picture, codec.decode_tiles(written, limits, progress))
+                    psnr, equal = fidelity(picture, codec.decode_tiles(written, limits, progress), depth)
                     if lossless and not equal:
                         raise VaeError("the decoded pixels are not those of the picture: nothing was written")
                     notes.append("every pixel equal" if lossless else f"{psnr:.2f} dB")
             note = ", ".join([f"{job.target}: {size} bytes, {8 * size / pixels:.3f} bpp", *notes])
-            return batch.Done(pixels, read, size, size, note, warning)
+            return batch.Done(pixels, read, size, size, note, "; ".join(said))
 
         return work
 
@@ -278,13 +283,19 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
     packed = [data for data in contents if data.startswith(MAGIC)]
     if not packed:
         refuse_machine("a .vae file")
-    from .image import open_picture
+    from .image import DeepPicture, open_picture
     from .metrics import compare as measured
 
     codec = machine.codec() if packed else None
-    pictures = [
-        codec.decompress(data) if codec and data in packed else open_picture(io.BytesIO(data)) for data in contents
-    ]
+
+    def shown(data: bytes) -> Image | DeepPicture:
+        if codec is None or data not in packed:
+            return open_picture(io.BytesIO(data))
+        if (depth := read_header(data).depth) > 8:
+            return DeepPicture(codec.decode_array(data), depth, {})
+        return codec.decompress(data)
+
+    pictures = [shown(data) for data in contents]
     likeness = measured(*pictures)
     bpp = 8 * len(packed[-1]) / (pictures[0].width * pictures[0].height) if packed else None
     if as_json:

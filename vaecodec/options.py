@@ -51,13 +51,16 @@ def size_of(match: re.Match[str]) -> float | None:
 
 
 def metadata_of(match: re.Match[str]) -> list[str]:
-    return {"all": ["exif", "icc", "xmp"], "none": []}.get(match[0], match[0].split(","))
+    return {"all": METADATA_NAMES, "none": []}.get(match[0], match[0].split(","))
 
 
 SHARD = matched("I/N", r"(\d+)/(\d+)", shard_of)
 REGION = matched("X,Y,W,H", r"(\d+),(\d+),(\d+),(\d+)", region_of)
 SIZE = matched("BYTES[k|M]", r"(\d+\.?\d*)([kKmM]?)", size_of)
-METADATA = matched("all|none|exif,icc,xmp", r"all|none|(exif|icc|xmp)(,(exif|icc|xmp))*", metadata_of)
+METADATA_NAMES = ["exif", "icc", "xmp", "iptc", "text", "dpi"]
+METADATA = matched(
+    "all|none|" + ",".join(METADATA_NAMES), "all|none|({0})(,({0}))*".format("|".join(METADATA_NAMES)), metadata_of
+)
 
 
 @dataclass(frozen=True)
