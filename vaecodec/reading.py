@@ -59,7 +59,10 @@ def _jpeg2000(_picture: Any, file: IO[bytes]) -> int:
     if at < 0:
         raise ValueError("its codestream cannot be found")
     (channels,) = struct.unpack_from(">H", data, at + 40)
-    return max((data[at + 42 + 3 * channel] & 0x7F) + 1 for channel in range(channels))
+    kinds = [data[at + 42 + 3 * channel] for channel in range(channels)]
+    if channels < 3 and kinds[0] & 0x80:
+        raise ValueError("signed samples are not supported")
+    return max((kind & 0x7F) + 1 for kind in kinds)
 
 
 def _avif(_picture: Any, file: IO[bytes]) -> int:
@@ -70,6 +73,40 @@ def _avif(_picture: Any, file: IO[bytes]) -> int:
 
 def _heif(picture: Any, _file: IO[bytes]) -> int:
     return int(picture.info.get("bit_depth", 8))
+
+
+def _jxl(_picture: Any, file: IO[bytes]) -> int:
+    data = file.read()
+    part, whole = data.find(b"jxlp"), data.find(b"jxlc")  # boxes with the codestream; where there are none, it is alone
+    start = 0 if data.startswith(b"\xff\x0a") else whole + 4 if whole >= 0 else part + 8
+    bits = iter(np.unpackbits(np.frombuffer(data[start + 2 : start + 66], np.uint8), bitorder="little").tolist())
+
+    def number(count: int) -> int:
+        return sum(next(bits) << at for at in range(count))
+
+    def skip_size() -> None:
+        small = number(1)
+
+        def side() -> int:
+            return number(5) if small else number((9, 13, 18, 30)[number(2)])
+
+        side()
+        if number(3) == 0:  # no ratio of the sides
+            side()
+
+    skip_size()
+    if number(1):  # all as usual
+        return 8
+    if number(1):
+        number(3)  # orientation
+        if number(1):
+            skip_size()
+        if number(2):
+            raise ValueError("previews and animations are not supported")
+    floating, kind = number(1), number(2)
+    if floating:
+        raise ValueError("floating-point samples are not supported")
+    return (8, 10, 12)[kind] if kind < 3 else number(6) + 1
 
 
 def _sgi(_picture: Any, file: IO[bytes]) -> int:
@@ -95,6 +132,7 @@ DEPTHS: dict[str, Callable[[Any, IO[bytes]], int]] = {
     "FITS": _fits,
     "HEIF": _heif,
     "JPEG2000": _jpeg2000,
+    "JXL": _jxl,
     "PNG": _png,
     "PPM": _ppm,
     "SGI": _sgi,
@@ -185,11 +223,21 @@ def _deep_heif(_picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
     except ImportError:
         raise ValueError(f"{depth} bits a sample need the package pillow-heif") from None
     file.seek(0)
-    image = pillow_heif.open_heif(file, convert_hdr_to_8bit=False, hdr_to_16bit=False)
-    samples = np.asarray(image)
+    try:
+        image = pillow_heif.open_heif(file, convert_hdr_to_8bit=False, hdr_to_16bit=False)
+        samples = np.asarray(image)
+    except RuntimeError as error:
+        raise ValueError(f"{depth} bits a sample: {error}") from None
     if samples.dtype != np.uint16 or image.info.get("bit_depth") != depth:
         raise ValueError(f"its {depth} bits a sample cannot be read")
     return samples.reshape(*samples.shape[:2], -1), depth
+
+
+def _deep_jxl(picture: Any, _file: IO[bytes], depth: int) -> tuple[Deep, int]:
+    if picture.mode != "I;16":
+        raise ValueError(f"{depth} bits a sample are not supported in JXL colour: convert it to 8 bits first")
+    wide = _grey(picture).astype(np.int64)  # spread over 16 bits
+    return ((wide * (2**depth - 1) + 32767) // 65535).astype(np.uint16), depth
 
 
 def _deep_mode(picture: Any, _file: IO[bytes], depth: int) -> tuple[Deep, int]:
@@ -201,7 +249,7 @@ READERS: dict[str, Callable[[Any, IO[bytes], int], tuple[Deep, int]]] = {
     "HEIF": _deep_heif,
     "IM": _deep_mode,
     "JPEG2000": _deep_jpeg2000,
-    "JXL": _deep_mode,
+    "JXL": _deep_jxl,
     "MCIDAS": _deep_mode,
     "PNG": _deep_png,
     "PPM": _deep_ppm,
