@@ -112,8 +112,10 @@ def compress(
         from .image import keep_metadata, open_picture
         from .metadata import left_out
         from .metrics import fidelity
+        from .saving import load_plugins
         from .targets import missed, search
 
+        load_plugins()
         codec = machine.codec("lossless" if lossless else "lossy")
         _ = codec.lossless if lossless else codec.lossy  # what is wrong with them is wrong once, and not for each file
 
@@ -159,6 +161,8 @@ def compress(
 @click.option("--format", help="Suffix of outputs without a name of their own: jpg, webp, tiff ...  [default: png]")
 @click.option("--region", **options.REGION, help="Only this part, in pixels; other tiles are not decoded.")
 @click.option("--downsample", type=click.Choice(["2", "4", "8"]), help="Average squares of so many pixels.")
+@click.option("--lossy-output", is_flag=True, help="Write what the format can hold, if that is not all.")
+@click.option("--background", **options.COLOUR, help="Lay pictures with alpha over this colour: white, #336699 ...")
 @click.option("--allow-partial", is_flag=True, help="Leave tiles black that are cut off or damaged, and say which.")
 @options.MAX_PIXELS
 @options.computing
@@ -167,13 +171,16 @@ def decompress(
     format: str | None,
     region: tuple[int, int, int, int] | None,
     downsample: str | None,
+    lossy_output: bool,
+    background: str | None,
     allow_partial: bool,
     limits: Limits,
     machine: options.Machine,
 ) -> None:
     """Decompress .vae files: files, folders, quoted patterns, or - for standard input. x.vae becomes x.png.
 
-    The suffix of -o chooses the format. JPEG and AVIF lose once more, at their quality 95; WebP is written lossless.
+    The suffix of -o chooses the format. JPEG and AVIF lose once more, at their quality 95, and so does PDF; any other
+    format that cannot hold the picture exactly is refused, unless --lossy-output is given.
     """
     if format is not None and request.output not in (None, "-") and not files.is_folder(str(request.output)):
         raise click.UsageError("--format is for outputs without a name of their own; the suffix of -o says the format")
@@ -182,7 +189,7 @@ def decompress(
 
     def start() -> batch.Work:
         from .image import ImageError
-        from .saving import encode_picture
+        from .saving import encode_picture, picture_format
 
         if request.output is None or files.is_folder(request.output) or request.output == "-":
             picture_format(suffix)  # a wrong one is wrong once, and not for each file
@@ -203,7 +210,9 @@ def decompress(
                 picture = reduced(picture, int(downsample))
             read = len(data)
             del data  # a large picture leaves no room for it
-            encoded, lost = encode_picture(picture, encoding)
+            encoded, lost = encode_picture(
+                picture, encoding, depth=header.depth, lossy=lossy_output, background=background
+            )
             with files.written(job, encoded, keep_times=request.keep_times):
                 pass
             said = [f"{encoding} did not take the picture's {', '.join(lost)}"] if lost else []
@@ -285,7 +294,9 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
         refuse_machine("a .vae file")
     from .image import DeepPicture, open_picture
     from .metrics import compare as measured
+    from .saving import load_plugins
 
+    load_plugins()
     codec = machine.codec() if packed else None
 
     def shown(data: bytes) -> Image | DeepPicture:
@@ -386,18 +397,6 @@ def refuse_machine(wanted: str) -> None:
     for name in ("device", "threads", "weights"):
         if context.get_parameter_source(name) != ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} has no effect without {wanted}")
-
-
-def picture_format(suffix: str) -> str:
-    """Pillow's name. Raises ImageError."""
-    from PIL import Image
-
-    from .image import ImageError
-
-    format = Image.registered_extensions().get(suffix.lower())
-    if format is None or format not in Image.SAVE:
-        raise ImageError(f"no picture format for the suffix {suffix!r}")
-    return format
 
 
 def reduced(picture: Image, factor: int) -> Image:

@@ -54,6 +54,18 @@ def metadata_of(match: re.Match[str]) -> list[str]:
     return {"all": METADATA_NAMES, "none": []}.get(match[0], match[0].split(","))
 
 
+def colour_of(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """A colour in Pillow's words. Raises BadParameter for others."""
+    if text is not None:
+        from PIL import ImageColor
+
+        try:
+            ImageColor.getrgb(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return text
+
+
 SHARD = matched("I/N", r"(\d+)/(\d+)", shard_of)
 REGION = matched("X,Y,W,H", r"(\d+),(\d+),(\d+),(\d+)", region_of)
 SIZE = matched("BYTES[k|M]", r"(\d+\.?\d*)([kKmM]?)", size_of)
@@ -61,6 +73,8 @@ METADATA_NAMES = ["exif", "icc", "xmp", "iptc", "text", "dpi"]
 METADATA = matched(
     "all|none|" + ",".join(METADATA_NAMES), "all|none|({0})(,({0}))*".format("|".join(METADATA_NAMES)), metadata_of
 )
+
+COLOUR: dict[str, Any] = {"metavar": "COLOUR", "callback": colour_of}
 
 
 @dataclass(frozen=True)
