@@ -36,10 +36,11 @@ def png_samples(file: Path) -> Samples:
 
     width, height, rows, facts = png.Reader(filename=str(file)).asDirect()
     depth = facts["bitdepth"]
-    samples = np.array([list(row) for row in rows], np.uint16 if depth > 8 else np.uint8)
+    samples: Any = np.array([list(row) for row in rows], np.uint16 if depth > 8 else np.uint8)
     if depth < 8:
         samples = samples * np.uint8(255 // (2**depth - 1))
-    return samples.reshape(height, width, facts["planes"])
+    shaped: Samples = samples.reshape(height, width, facts["planes"])
+    return shaped
 
 
 def tiff_samples(file: Path) -> Samples:
@@ -47,7 +48,7 @@ def tiff_samples(file: Path) -> Samples:
     import tifffile
 
     with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages.first
+        page: Any = tiff.pages.first
         kind, samples = page.photometric.name, np.asarray(page.asarray())
         if page.planarconfig == 2 and samples.ndim == 3:
             samples = np.moveaxis(samples, 0, 2)
@@ -153,8 +154,8 @@ def swept(codec: Codec, file: Path, limits: Limits) -> Result | None:
         return Result(str(file), "equal", name)
     facts = f"{samples.dtype} {list(samples.shape)} against {other.dtype} {list(other.shape)}"
     if samples.shape == other.shape:
-        error = np.abs(samples.astype(int) - other.astype(int))
-        facts = f"{samples.dtype} against {other.dtype}, by up to {error.max()}, at {np.mean(error.any(2)):.1%}"
+        off = np.abs(samples.astype(int) - other.astype(int))
+        facts = f"{samples.dtype} against {other.dtype}, by up to {off.max()}, at {np.mean(off.any(2)):.1%}"
     return Result(str(file), "different", f"{name}: {facts}")
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bitstream import MAGIC, Limits, VaeError, read_header
+from bitstream import MAGIC, Limits, VaeError, read_header, unpack
 
 from . import __version__, batch, files, options
 
@@ -188,7 +188,7 @@ def decompress(
     plan = files.planned(request, files.VAE, suffix)
 
     def start() -> batch.Work:
-        from .image import ImageError
+        from .image import DeepPicture, ImageError
         from .saving import encode_picture, picture_format
 
         if request.output is None or files.is_folder(request.output) or request.output == "-":
@@ -203,9 +203,13 @@ def decompress(
             if x + width > header.width or y + height > header.height:
                 raise ImageError(f"the region is not inside its {header.width} x {header.height} pixels")
             progress, damaged = follow(width * height, 1), list[tuple[int, int, int, int]]()
-            picture = codec.decompress(
-                data, limits, progress, region=region, damaged=damaged if allow_partial else None
-            )
+            options: dict[str, Any] = {"region": region, "damaged": damaged if allow_partial else None}
+            picture: Image | DeepPicture
+            if header.depth > 8:
+                samples = codec.decode_array(data, limits, progress, **options)
+                picture = DeepPicture.of(samples, header.depth, unpack(data, limits, partial=True).sections)
+            else:
+                picture = codec.decompress(data, limits, progress, **options)
             if downsample:
                 picture = reduced(picture, int(downsample))
             read = len(data)
@@ -399,11 +403,11 @@ def refuse_machine(wanted: str) -> None:
             raise click.UsageError(f"--{name} has no effect without {wanted}")
 
 
-def reduced(picture: Image, factor: int) -> Image:
+def reduced(picture: Image | DeepPicture, factor: int) -> Image | DeepPicture:
     """Averages of factor x factor pixels; where alpha is, weighed by it."""
-    if picture.mode.startswith("I"):
-        return picture.convert("I").reduce(factor).convert("I;16")
-    return picture.reduce(factor)
+    from .image import DeepPicture
+
+    return picture.reduced(factor) if isinstance(picture, DeepPicture) else picture.reduce(factor)
 
 
 @contextlib.contextmanager

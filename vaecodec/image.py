@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from bitstream import EXIF, ICC, IPTC, PNG, XMP, LimitError, Limits, Mode, Section, VaeError
 
-from .metadata import COLOUR, INCH, RESOLUTION, TEXT, chunks_of, exif_of, iptc_of, kept_chunks, packed, unpacked
+from .metadata import COLOUR, FULL, INCH, RESOLUTION, TEXT, chunks_of, exif_of, iptc_of, kept_chunks, packed, unpacked
 from .reading import deep_samples, depth_of, mend_transparency
 
 Samples = NDArray[np.unsignedinteger[Any]]
@@ -28,11 +28,25 @@ class DeepPicture:
     """A picture of 9 to 16 bits a sample from a file, in grey or in colour, which Pillow has no mode for.
 
     samples: uint16 [H, W, 1, 3 or 4]. depth: how many bits of them are in use. info: metadata under Pillow's names.
+    full: whether white is 2**depth - 1, and not 65535, of which a dark picture takes fewer bits.
     """
 
     samples: NDArray[np.uint16]
     depth: int
     info: dict[str | tuple[int, int], Any]
+    full: bool = False
+
+    @classmethod
+    def of(cls, samples: Samples, depth: int, sections: tuple[Section, ...]) -> DeepPicture:
+        """From what a ``.vae`` file holds."""
+        info = info_of(sections)
+        full = any(kind == FULL for kind, _ in unpacked(info.get("png_chunks", b"")))
+        return cls(samples.astype(np.uint16, copy=False), depth, info, full)
+
+    def spread(self) -> DeepPicture:
+        """With the upper bits of each sample repeated below them, so that white is 65535."""
+        samples = self.samples << np.uint16(16 - self.depth) | self.samples >> np.uint16(2 * self.depth - 16)
+        return replace(self, samples=samples, depth=16, full=False)
 
     @property
     def width(self) -> int:
@@ -41,6 +55,19 @@ class DeepPicture:
     @property
     def height(self) -> int:
         return int(self.samples.shape[0])
+
+    def reduced(self, factor: int) -> DeepPicture:
+        """Averages of factor x factor pixels, fewer at the edges; where alpha is, weighed by it."""
+        sums = self.samples.astype(np.uint64)
+        if sums.shape[2] == 4:
+            sums[..., :3] *= sums[..., 3:]
+        for axis in (0, 1):
+            sums = np.add.reduceat(sums, np.arange(0, sums.shape[axis], factor), axis)
+        sides = (np.diff(np.append(np.arange(0, side, factor), side)) for side in self.samples.shape[:2])
+        weight: NDArray[np.uint64] = np.multiply.outer(*sides).astype(np.uint64)[..., None]
+        if sums.shape[2] == 4:
+            weight = np.concatenate([np.maximum(sums[..., 3:], 1).repeat(3, 2), weight], 2)
+        return replace(self, samples=((sums + weight // 2) // weight).astype(np.uint16))
 
 
 Picture = Image.Image | DeepPicture | NDArray[Any]
@@ -56,15 +83,18 @@ def open_picture(file: IO[bytes], limits: Limits | None = None) -> Image.Image |
         if depth > 8:
             refuse_frames(picture)
             samples, used = deep_samples(picture, file, depth)
-            # What a file says is less than its samples take is no depth; of a dark picture it is one.
+            full = used < 16 and picture.format != "PNG"  # whose white is 65535 in any case
             found = max(depth_used(samples), used if used < 16 else 0)
-            deep = DeepPicture(samples, found, carried(picture))
+            deep = DeepPicture(samples, found, carried(picture), full)
         else:
             mend_transparency(picture, file)
             picture.load()
             deep = None
         if picture.format == "PNG":  # with what Pillow does not read
             (deep or picture).info["png_chunks"] = packed(kept_chunks(file))
+        elif deep and deep.full:
+            mark = packed([(FULL, bytes([deep.depth]))])
+            deep.info["png_chunks"] = mark + deep.info.get("png_chunks", b"")
     except Image.DecompressionBombError as error:
         raise LimitError(str(error)) from None
     except UnidentifiedImageError:
@@ -240,7 +270,7 @@ METADATA = {"exif": EXIF, "icc": ICC, "xmp": XMP, "iptc": IPTC, "text": PNG, "dp
 def keep_metadata(picture: Image.Image | DeepPicture, names: Collection[str]) -> None:
     """Drop a picture's other metadata. names: of ``METADATA``."""
     found = picture.info if isinstance(picture, DeepPicture) else carried(picture)
-    kinds = frozenset[bytes]().union(*(CHUNKS[name] for name in names if name in CHUNKS))
+    kinds = frozenset({FULL}).union(*(CHUNKS[name] for name in names if name in CHUNKS))
     chunks = [chunk for chunk in unpacked(found.get("png_chunks") or b"") if chunk[0] in kinds]
     tags = {METADATA[name] for name in names} - {PNG}
     for tag, key in INFO_KEYS.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from typing import IO, Any
 
 from PIL import ExifTags, Image
@@ -21,18 +22,23 @@ TEXT = frozenset({b"iTXt", b"tEXt", b"zTXt"})
 COLOUR = frozenset({b"cHRM", b"cICP", b"cLLI", b"gAMA", b"mDCV", b"sRGB"})
 RESOLUTION = frozenset({b"pHYs"})
 KEPT = TEXT | COLOUR | RESOLUTION
+FULL = b"sBIT"
+"""Stands in a ``.vae`` file where white is 2**depth - 1, and not 65535; it is no metadata, and kept in any case."""
 ELSEWHERE = frozenset({b"acTL", b"eXIf", b"fcTL", b"iCCP", b"sBIT", b"tRNS"})
 """In the pixels, the header or a section of their own."""
 
 IPTC_RESOURCE, IPTC_TAG, PHOTOSHOP_TAG = 0x0404, 33723, 34377
 XMP_KEYWORD = b"XML:com.adobe.xmp\0"
+XMP_TAG, RESOLUTION_TAG = 700, 282
 INCH = 0.0254  # metres
+SEGMENT_MAX = 65533  # bytes in a segment of JPEG
+TEXT_MAX = 2**24  # bytes of a text, unpacked
 
 # fmt: off
 STRUCTURE = frozenset({
     254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 274, 277, 278, 279, 284, 288, 289, 290, 291, 292, 293,
     297, 317, 320, 322, 323, 324, 325, 326, 327, 328, 330, 332, 334, 338, 339, 340, 341, 347, 512, 513, 514, 515, 517,
-    518, 519, 520, 521, 529, 530, 531, 532, 700, IPTC_TAG, PHOTOSHOP_TAG, 34675, 65537,
+    518, 519, 520, 521, 529, 530, 531, 532, XMP_TAG, IPTC_TAG, PHOTOSHOP_TAG, 34675, 65537,
 })
 # fmt: on
 """Tags that say how a TIFF file stores its pixels, which Pillow has turned upright, or that have a section of their
@@ -93,7 +99,7 @@ def chunks_of(picture: Any) -> list[Chunk]:
     dpi = info.get("dpi")
     if info.get("jfif_unit") == 0 or (picture.format in ("JPEG", "MPO") and "jfif_unit" not in info):
         dpi = None  # what Pillow says instead comes from Exif, which is kept, or from nowhere
-    if picture.format == "TIFF" and 282 not in picture.tag_v2:
+    if picture.format == "TIFF" and RESOLUTION_TAG not in picture.tag_v2:
         dpi = None  # Pillow's 1
     if dpi and all(math.isfinite(side) and 0 < side < 2**31 * INCH for side in map(float, dpi)):
         chunks.append((b"pHYs", struct.pack(">IIB", *(int(float(side) / INCH + 0.5) for side in dpi), 1)))
@@ -148,6 +154,77 @@ def unpacked(payload: bytes) -> list[Chunk]:
         chunks.append((payload[at + 4 : at + 8], payload[at + 8 : end]))
         at = end
     return chunks
+
+
+def text_of(kind: bytes, data: bytes) -> tuple[str, str]:
+    """Keyword and text of a chunk, "" for what cannot be read."""
+    key, _, rest = data.partition(b"\0")
+    if kind == b"iTXt":
+        packed_flag, rest = rest[:1], rest[2:]
+        rest = rest.split(b"\0", 2)[-1]
+    else:
+        packed_flag, rest = (b"\1", rest[1:]) if kind == b"zTXt" else (b"\0", rest)
+    if packed_flag == b"\1":
+        try:
+            rest = zlib.decompressobj().decompress(rest, TEXT_MAX)
+        except zlib.error:
+            rest = b""
+    return key.decode("latin-1"), decoded(rest) if kind == b"iTXt" else rest.decode("latin-1")
+
+
+def save_options(info: dict[Any, Any], format: str) -> dict[str, Any]:
+    """Arguments for Pillow's ``save`` that put metadata, as ``carried`` gives it, where a format has a place for it."""
+    options = {key: info[key] for key in ("exif", "icc_profile", "xmp") if info.get(key)}
+    chunks = unpacked(info.get("png_chunks") or b"")
+    for kind, data in chunks:
+        if kind in RESOLUTION and len(data) == 9 and data[8] == 1:
+            options["dpi"] = tuple(side * INCH for side in struct.unpack_from(">II", data))
+    comments = [text for key, text in (text_of(*chunk) for chunk in chunks if chunk[0] in TEXT) if key == "Comment"]
+    if format == "PNG":
+        options["pnginfo"] = PngInfo()
+        for kind, data in chunks:
+            if kind in TEXT | COLOUR:
+                options["pnginfo"].add(kind, data)
+        if "xmp" in options:  # which Pillow reads under one name and writes under another
+            options["pnginfo"].add(b"iTXt", XMP_KEYWORD + b"\0\0\0\0" + options.pop("xmp"))
+    elif format == "TIFF":
+        tags = Image.Exif()
+        tags.load(options.pop("exif", b""))
+        for tag, key in ((XMP_TAG, "xmp"), (IPTC_TAG, "iptc")):
+            if info.get(key):
+                tags[tag] = info[key]
+        options |= {"exif": tags} if tags else {}
+        options.pop("xmp", None)
+        if RESOLUTION_TAG in tags:
+            options.pop("dpi", None)
+    elif format in ("JPEG", "MPO") and info.get("iptc"):
+        records = info["iptc"] + b"\0" * (len(info["iptc"]) % 2)
+        block = b"Photoshop 3.0\0" + b"8BIM" + struct.pack(">HHI", IPTC_RESOURCE, 0, len(info["iptc"])) + records
+        if len(block) <= SEGMENT_MAX:
+            options["extra"] = b"\xff\xed" + struct.pack(">H", len(block) + 2) + block
+    if format in ("GIF", "JPEG", "JPEG2000", "MPO") and comments:
+        comment = comments[0].encode()
+        options |= {"comment": comment} if len(comment) <= SEGMENT_MAX else {}
+    return options
+
+
+def lost(info: dict[Any, Any], file: IO[bytes]) -> list[str]:
+    """What of a picture's metadata is not in the file that was written of it."""
+    file.seek(0)
+    written: Any = Image.open(file)
+    written.load()
+    chunks = kept_chunks(file) if written.format == "PNG" else chunks_of(written)
+    found = {"exif": exif_of(written), "iptc": iptc_of(written)}
+    names = [key for key in ("exif", "icc_profile", "xmp", "iptc") if info.get(key)]
+    missing = [key for key in names if not found.get(key) and not written.info.get(key)]
+    before = unpacked(info.get("png_chunks") or b"")
+    texts = {text_of(*chunk) for chunk in chunks if chunk[0] in TEXT}
+    colours = {kind for kind, _ in chunks} | ({b"sRGB"} if info.get("icc_profile") else set())
+    if any(kind in TEXT and text_of(kind, data) not in texts for kind, data in before):
+        missing.append("text")
+    if any(kind in RESOLUTION for kind, _ in before) and not any(kind in RESOLUTION for kind, _ in chunks):
+        missing.append("dpi")
+    return missing + (["colour"] if any(kind in COLOUR - colours for kind, _ in before) else [])
 
 
 def left_out(file: IO[bytes]) -> list[str]:
