@@ -22,8 +22,8 @@ IGNORED = {".c", ".cfg", ".h", ".in", ".md", ".py", ".pyi", ".rst", ".sh", ".tom
 
 @dataclass(frozen=True)
 class Result:
-    """verdict: "equal", "different", "no other reader", "other reader failed", "refused" or "too large". note: why, or
-    which reader."""
+    """verdict: "equal", "different", "no other reader", "other reader failed", "refused", "failed" or "too large".
+    note: why, or which reader."""
 
     file: str
     verdict: str
@@ -142,6 +142,8 @@ def swept(codec: Codec, file: Path, limits: Limits) -> Result | None:
         if "not a picture" in str(error):
             return None
         return Result(str(file), "refused", str(error))
+    except Exception as error:  # which is a fault
+        return Result(str(file), "failed", f"{type(error).__name__}: {error}")
     found = other_reader(file)
     if found is None:
         return Result(str(file), "no other reader", "")

@@ -99,13 +99,18 @@ def open_picture(file: IO[bytes], limits: Limits | None = None) -> Image.Image |
         raise LimitError(str(error)) from None
     except UnidentifiedImageError:
         raise ImageError("not a picture that Pillow reads") from None
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
+    except (MemoryError, VaeError):
+        raise
+    except Exception as error:  # each of Pillow's readers has its own kinds
         raise ImageError(str(error) or type(error).__name__) from None
     return deep or picture
 
 
 def refuse_frames(picture: Image.Image) -> None:
-    frames = getattr(picture, "n_frames", 1)
+    try:
+        frames = getattr(picture, "n_frames", 1)
+    except Exception as error:
+        raise ImageError(f"its frames cannot be counted: {error}") from None
     if frames > 1 and picture.format != "MPO":  # a JPEG file whose other pictures are previews, depths or gains
         raise ImageError(f"{frames} frames: only single pictures are supported")
 

@@ -31,6 +31,8 @@ IPTC_RESOURCE, IPTC_TAG, PHOTOSHOP_TAG = 0x0404, 33723, 34377
 XMP_KEYWORD = b"XML:com.adobe.xmp\0"
 XMP_TAG, RESOLUTION_TAG = 700, 282
 INCH = 0.0254  # metres
+NOMINAL = tuple(struct.pack(">IIB", side, side, 1) for side in (2834, 2835, 3779, 3780))
+"""Resolutions that say nothing: those of 72 and 96 dots an inch, which software writes that knows none."""
 SEGMENT_MAX = 65533  # bytes in a segment of JPEG
 TEXT_MAX = 2**24  # bytes of a text, unpacked
 
@@ -197,7 +199,9 @@ def save_options(info: dict[Any, Any], format: str) -> dict[str, Any]:
         options.pop("xmp", None)
         if RESOLUTION_TAG in tags:
             options.pop("dpi", None)
-    elif format in ("JPEG", "MPO") and info.get("iptc"):
+    if format in ("JPEG", "MPO") and "exif" in options:
+        options["exif"] = b"Exif\0\0" + options["exif"].removeprefix(b"Exif\0\0")  # which not all formats have
+    if format in ("JPEG", "MPO") and info.get("iptc"):
         records = info["iptc"] + b"\0" * (len(info["iptc"]) % 2)
         block = b"Photoshop 3.0\0" + b"8BIM" + struct.pack(">HHI", IPTC_RESOURCE, 0, len(info["iptc"])) + records
         if len(block) <= SEGMENT_MAX:
@@ -222,7 +226,8 @@ def lost(info: dict[Any, Any], file: IO[bytes]) -> list[str]:
     colours = {kind for kind, _ in chunks} | ({b"sRGB"} if info.get("icc_profile") else set())
     if any(kind in TEXT and text_of(kind, data) not in texts for kind, data in before):
         missing.append("text")
-    if any(kind in RESOLUTION for kind, _ in before) and not any(kind in RESOLUTION for kind, _ in chunks):
+    kept = any(kind in RESOLUTION for kind, _ in chunks)
+    if not kept and any(kind in RESOLUTION and data not in NOMINAL for kind, data in before):
         missing.append("dpi")
     return missing + (["colour"] if any(kind in COLOUR - colours for kind, _ in before) else [])
 

@@ -23,6 +23,8 @@ def depth_of(picture: Image.Image, file: IO[bytes]) -> int:
 
     Raises ValueError for samples that are no unsigned integers, or none of a colour, of grey or of alpha.
     """
+    if picture.mode == "F":
+        return 8  # which is refused for its mode
     at = file.tell()
     file.seek(0)
     deepest = 16 if picture.mode.startswith("I") else 8
