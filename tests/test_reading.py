@@ -521,6 +521,24 @@ def test_pictures_come_back_upright(source: str, orientation: int, tiny: Codec, 
     assert difference.mean() < 64
 
 
+def test_pillows_save_keeps_what_stands_outside_info(small_weights: None, tmp_path: Path) -> None:
+    import vaecodec.pillow
+
+    assert vaecodec.pillow
+    for name, data in (
+        ("a.tif", saved(picture(9, 5), "TIFF", exif=tags().tobytes(), dpi=(300, 300))),
+        ("b.png", with_chunks(saved(picture(9, 5), exif=tags()), *CHUNKS[:4])),
+        ("c.jpg", iptc_jpeg()),
+    ):
+        Image.open(io.BytesIO(data)).save(tmp_path / f"{name}.vae")
+        with Image.open(tmp_path / f"{name}.vae") as image:
+            assert image.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+            assert ("iptc" in image.info) == (name == "c.jpg")
+            assert name == "c.jpg" or image.getexif()[0x010F] == "Maker"
+            kinds = [kind for kind, _ in unpacked(image.info["png_chunks"])]
+            assert name == "a.tif" or b"tEXt" in kinds
+
+
 def test_an_exif_object_in_info(tiny: Codec) -> None:
     image = picture(9, 5)
     image.info["exif"] = tags()

@@ -204,7 +204,9 @@ def array_pixels(array: NDArray[Any]) -> Pixels:
     channels = array.shape[2] if array.ndim == 3 else 1
     names = {np.dtype(np.uint8): ["L", "LA", "RGB", "RGBA"], np.dtype(np.uint16): ["I;16", "", "RGB;16", "RGBA;16"]}
     modes = names.get(array.dtype, [])
-    if array.ndim not in (2, 3) or not array.size or not 1 <= channels <= len(modes) or not modes[channels - 1]:
+    if not array.size:
+        raise ImageError(f"an array of shape {list(array.shape)} has no pixels")
+    if array.ndim not in (2, 3) or not 1 <= channels <= len(modes) or not modes[channels - 1]:
         raise ImageError(
             f"an array of {array.dtype} {list(array.shape)} is not supported: "
             "[H, W, C] has uint8 with 1 to 4 channels, or uint16 with 1, 3 or 4"

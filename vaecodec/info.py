@@ -81,7 +81,10 @@ def bytes_of(source: Source) -> memoryview:
         held = held.detach().cpu().numpy()
     elif hasattr(held, "read"):
         held = held.read()
-    view = memoryview(held)
+    try:
+        view = memoryview(held)
+    except TypeError:
+        raise TypeError(f"a path, bytes or a binary file expected, not {type(source).__name__}") from None
     if view.itemsize != 1:
         raise TypeError(f"bytes expected, not items of {view.itemsize} bytes")
     return (view if view.c_contiguous else memoryview(view.tobytes())).cast("B")
