@@ -19,12 +19,14 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bitstream import MAGIC, CorruptError, Limits, VaeError, read_header
+from bitstream import MAGIC, CorruptError, Limits, VaeError, read_header, unpack
 
 from . import __version__, batch, files, options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from .image import DeepPicture
 
 
 class Group(click.Group):
@@ -103,7 +105,7 @@ def main() -> None:
     "ever.",
 )
 @click.option(
-    "--metadata", **options.METADATA, default="all", show_default=True, help="What to keep of EXIF, ICC and XMP."
+    "--metadata", **options.METADATA, default="all", show_default=True, help="What to keep; icc is all about colour."
 )
 @click.option("--verify/--no-verify", default=True, help="Decode the written file before it takes its name.")
 @options.MAX_PIXELS
@@ -143,14 +145,13 @@ def compress(
     plan = with_a_picture(files.planned(request, files.PICTURES, ".vae"))
 
     def start() -> batch.Work:
-        from .image import INFO_KEYS
+        from .image import keep_metadata
+        from .metadata import left_out
         from .metrics import fidelity
         from .targets import missed, search
 
         codec = machine.codec("lossless" if lossless else "lossy")
         _ = codec.lossless if lossless else codec.lossy  # what is wrong with them is wrong once, and not for each file
-        names = {key.split("_")[0]: key for key in INFO_KEYS.values()}
-        dropped = [key for name, key in names.items() if name not in metadata]
 
         def work(job: files.Job, follow: batch.Follow) -> batch.Done:
             with files.opened(job.source) as source:
@@ -158,35 +159,38 @@ def compress(
                 if head == MAGIC:  # from standard input: files have been looked at
                     raise VaeError("already a .vae file")
                 source.seek(0)
-                return compressed(job, follow, picture_in(source, limits), source.seek(0, os.SEEK_END))
+                picture, others = picture_in(source, limits), left_out(source) if metadata else []
+                return compressed(job, follow, picture, others, source.seek(0, os.SEEK_END))
 
-        def compressed(job: files.Job, follow: batch.Follow, picture: Image, read: int) -> batch.Done:
-            for key in dropped:
-                picture.info.pop(key, None)
+        def compressed(
+            job: files.Job, follow: batch.Follow, picture: Image | DeepPicture, others: list[str], read: int
+        ) -> batch.Done:
+            keep_metadata(picture, metadata)
             pixels = picture.width * picture.height
-            progress, notes, warning = follow(pixels, passes + quick_check), list[str](), ""
+            progress, notes = follow(pixels, passes + quick_check), list[str]()
+            said = [f"not kept: {', '.join(others)}"] if others else []
             if targets:
                 found = search(codec, picture, effort=effort, limits=limits, progress=progress, **targets)
                 if not found.near:
-                    warning = missed(found, target_psnr is not None)
+                    said.append(missed(found, target_psnr is not None))
                     if not best_effort:
-                        raise VaeError(f"{warning}: nothing was written; --best-effort takes that")
+                        raise VaeError(f"{said[-1]}: nothing was written; --best-effort takes that")
                 data = found.data
                 notes.append(f"quality {found.quality:g}")
             else:
                 data = codec.compress(picture, quality, progress, lossless=lossless, effort=effort, limits=limits)
-            size = len(data)
+            size, depth = len(data), read_header(data).depth
             with files.written(job, data, keep_times=request.keep_times) as temporary:
                 written = temporary or data
                 del data  # large ones leave no room for a second
                 if verify:
                     checking = progress if quick_check else lambda _done: progress(0)
-                    psnr, equal = fidelity(picture, codec.decode_tiles(written, limits, checking))
+                    psnr, equal = fidelity(picture, codec.decode_tiles(written, limits, checking), depth)
                     if lossless and not equal:
                         raise VaeError("the decoded pixels are not those of the picture: nothing was written")
                     notes.append("every pixel equal" if lossless else f"{psnr:.2f} dB")
             note = ", ".join([f"{job.target}: {size} bytes, {8 * size / pixels:.3f} bpp", *notes])
-            return batch.Done(pixels, read, size, size, note, warning)
+            return batch.Done(pixels, read, size, size, note, "; ".join(said))
 
         return work
 
@@ -244,6 +248,8 @@ def decompress(
     plan = files.planned(request, files.VAE, suffix)
 
     def start() -> batch.Work:
+        from .image import DeepPicture
+
         codec = machine.codec()
 
         def work(job: files.Job, follow: batch.Follow) -> batch.Done:
@@ -253,9 +259,13 @@ def decompress(
             if x + width > header.width or y + height > header.height:
                 raise ImageError(f"the region is not inside its {header.width} x {header.height} pixels")
             progress, damaged = follow(width * height, 1), list[tuple[int, int, int, int]]()
-            picture = codec.decompress(
-                data, limits, progress, region=region, damaged=damaged if allow_partial else None
-            )
+            options: dict[str, Any] = {"region": region, "damaged": damaged if allow_partial else None}
+            picture: Image | DeepPicture
+            if header.depth > 8:
+                samples = codec.decode_array(data, limits, progress, **options)
+                picture = DeepPicture.of(samples, header.depth, unpack(data, limits, partial=True).sections)
+            else:
+                picture = codec.decompress(data, limits, progress, **options)
             if sum(overlap(tile, (x, y, width, height)) for tile in damaged) == width * height:
                 raise CorruptError("all tiles are damaged")
             if downsample:
@@ -355,12 +365,19 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
     packed = [data for data in contents if data.startswith(MAGIC)]
     if not packed:
         refuse_machine("a .vae file")
+    from .image import DeepPicture
     from .metrics import compare as measured
 
     codec = machine.codec() if packed else None
-    pictures = [
-        codec.decompress(data) if codec and data in packed else picture_in(io.BytesIO(data)) for data in contents
-    ]
+
+    def shown(data: bytes) -> Image | DeepPicture:
+        if codec is None or data not in packed:
+            return picture_in(io.BytesIO(data))
+        if (depth := read_header(data).depth) > 8:
+            return DeepPicture(codec.decode_array(data), depth, {})
+        return codec.decompress(data)
+
+    pictures = [shown(data) for data in contents]
     likeness = measured(*pictures)
     bpp = 8 * len(packed[-1]) / (pictures[0].width * pictures[0].height) if packed else None
     if as_json:
@@ -468,7 +485,7 @@ def with_a_picture(plan: files.Plan) -> files.Plan:
             return plan
 
 
-def picture_in(file: IO[bytes], limits: Limits | None = None) -> Image:
+def picture_in(file: IO[bytes], limits: Limits | None = None) -> Image | DeepPicture:
     """The picture that ``open_picture`` gives, by way of a plugin if Pillow alone gives none."""
     from .image import ImageError, open_picture
     from .saving import load_plugins
@@ -496,11 +513,11 @@ def refuse_machine(wanted: str) -> None:
             raise click.UsageError(f"--{name} has no effect without {wanted}")
 
 
-def reduced(picture: Image, factor: int) -> Image:
+def reduced(picture: Image | DeepPicture, factor: int) -> Image | DeepPicture:
     """Averages of factor x factor pixels; where alpha is, weighed by it."""
-    if picture.mode.startswith("I"):
-        return picture.convert("I").reduce(factor).convert("I;16")
-    return picture.reduce(factor)
+    from .image import DeepPicture
+
+    return picture.reduced(factor) if isinstance(picture, DeepPicture) else picture.reduce(factor)
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def size_of(match: re.Match[str]) -> float | None:
 
 
 def metadata_of(match: re.Match[str]) -> list[str]:
-    return {"all": ["exif", "icc", "xmp"], "none": []}.get(match[0], match[0].split(","))
+    return {"all": METADATA_NAMES, "none": []}.get(match[0], match[0].split(","))
 
 
 def colour_of(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
@@ -70,7 +70,10 @@ def colour_of(context: click.Context, parameter: click.Parameter, text: str | No
 SHARD = matched("I/N", r"(\d+)/(\d+)", shard_of)
 REGION = matched("X,Y,W,H", r"(\d+),(\d+),(\d+),(\d+)", region_of)
 SIZE = matched("BYTES[k|M|Ki|Mi]", r"(\d+\.?\d*) ?(|[kKmM])((?<=[kKmM])[iI])?[bB]?", size_of)
-METADATA = matched("all|none|exif,icc,xmp", r"all|none|(exif|icc|xmp)(,(exif|icc|xmp))*", metadata_of)
+METADATA_NAMES = ["exif", "icc", "xmp", "iptc", "text", "dpi"]
+METADATA = matched(
+    "all|none|" + ",".join(METADATA_NAMES), "all|none|({0})(,({0}))*".format("|".join(METADATA_NAMES)), metadata_of
+)
 
 COLOUR: dict[str, Any] = {"metavar": "COLOUR", "callback": colour_of}
 

@@ -10,13 +10,14 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
-from PIL.PngImagePlugin import PngInfo
 
-from .image import INFO_KEYS, ImageError, Samples, open_picture, pixels_of
+from .deep import encode_deep
+from .image import INFO_KEYS, DeepPicture, ImageError, Samples, open_picture, pixels_of
 from .info import UNLIMITED
+from .metadata import lost, save_options
 
-XMP_TIFF_TAG = 700
 PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
 """Packages that teach Pillow a format when they are imported: HEIC and JPEG XL."""
 
@@ -64,7 +65,12 @@ def picture_format(suffix: str) -> str:
 
 
 def encode_picture(
-    picture: Image.Image, format: str, *, depth: int = 16, lossy: bool = False, background: str | None = None
+    picture: Image.Image | DeepPicture,
+    format: str,
+    *,
+    depth: int = 16,
+    lossy: bool = False,
+    background: str | None = None,
 ) -> tuple[bytes, list[str]]:
     """The bytes of a file in one of Pillow's formats, and the names of the metadata that this format could not take.
 
@@ -72,6 +78,18 @@ def encode_picture(
     fewer colours, another size. background: a colour in Pillow's words, under a picture with alpha. Raises ImageError
     if the picture cannot be written, or not without a loss that nobody has asked for.
     """
+    if isinstance(picture, DeepPicture):
+        grey = picture.samples.shape[2] == 1
+        try:
+            if not grey or format == "PPM":
+                data = encode_deep(picture, format)
+                return data, lost(picture.info, io.BytesIO(data))
+            picture, depth = (picture.spread(), 16) if picture.full else (picture, depth)
+        except ImageError as error:
+            if not lossy:
+                raise ImageError(f"{error}; .png and .tiff hold all of it, --lossy-output writes what it can") from None
+        shown = Image.fromarray(picture.samples[..., 0] if grey else cut(picture.samples, picture.depth))
+        shown.info, picture = picture.info, shown
     if background is not None:
         picture = flattened(picture, background)
     problem, last = "", None
@@ -102,14 +120,19 @@ def alike(picture: Image.Image) -> Iterator[Image.Image]:
 def simplified(picture: Image.Image, depth: int, background: str | None) -> Iterator[Image.Image]:
     """What is left of a picture with 8 bits a sample, then without alpha, then in colours."""
     if picture.mode.startswith("I"):
-        samples = np.asarray(picture).astype(np.float64) * (255 / (2**depth - 1))
-        picture = like(Image.fromarray(np.rint(samples).clip(0, 255).astype(np.uint8)), picture)
+        picture = like(Image.fromarray(cut(np.asarray(picture), depth)), picture)
         yield picture
     if has_alpha(picture):
         picture = flattened(picture, background or "white")
         yield picture
     if picture.mode == "L":
         yield like(picture.convert("RGB"), picture)
+
+
+def cut(samples: Samples, depth: int) -> NDArray[np.uint8]:
+    """To 8 bits, rounded."""
+    scaled = np.rint(samples.astype(np.float64) * (255 / (2**depth - 1))).clip(0, 255)
+    return np.asarray(scaled, np.uint8)
 
 
 def has_alpha(picture: Image.Image) -> bool:
@@ -136,32 +159,19 @@ def like(picture: Image.Image, other: Image.Image) -> Image.Image:
 def encoded(picture: Image.Image, format: str) -> tuple[bytes, list[str]]:
     """The file as Pillow writes it, and which metadata are not in it. Raises ImageError."""
     stream = io.BytesIO()
-    kept = {key: picture.info[key] for key in INFO_KEYS.values() if key in picture.info}
-    options: dict[str, Any] = kept | OPTIONS.get(format, {})
-    # Pillow reads XMP from these two under one name and writes it under others.
-    if format == "PNG" and "xmp" in kept:
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode("utf-8", "replace"))
-    if format == "TIFF" and "xmp" in kept:
-        tags = Image.Exif()
-        tags.load(kept.get("exif", b""))
-        tags[XMP_TIFF_TAG] = options.pop("xmp")
-        options["exif"] = tags
+    options = save_options(picture.info, format) | OPTIONS.get(format, {})
     if format == "ICO" and max(picture.size) <= 256:
         options["sizes"] = [picture.size]
     try:
         picture.save(stream, format, **options)
         if format == "PDF":  # which Pillow does not read
-            return stream.getvalue(), list(kept)
-        with Image.open(stream) as written:
-            lost = [key for key in kept if key not in written.info]
-            if "exif" in lost and written.getexif():  # TIFF keeps it in its own tags
-                lost.remove("exif")
+            return stream.getvalue(), [key for key in INFO_KEYS.values() if picture.info.get(key)]
+        missing = lost(picture.info, stream)
     except MemoryError:
         raise
     except Exception as error:  # each of Pillow's writers has its own kinds
         raise ImageError(f"cannot write {format} ({error})") from None
-    return stream.getvalue(), lost
+    return stream.getvalue(), missing
 
 
 def loss(picture: Image.Image, data: bytes, format: str, lossy: bool) -> str:

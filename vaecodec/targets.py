@@ -13,11 +13,11 @@ from itertools import pairwise
 
 from PIL import Image
 
-from bitstream import Limits
+from bitstream import Limits, read_header
 
 from .codec import Codec
 from .exact import QUALITY_MAX
-from .image import metadata_of
+from .image import DeepPicture, metadata_of
 from .metrics import fidelity
 
 ENCODES = 10
@@ -49,7 +49,7 @@ class Found:
 
 def compress_to(
     codec: Codec,
-    picture: Image.Image,
+    picture: Image.Image | DeepPicture,
     *,
     bpp: float | None = None,
     size: float | None = None,
@@ -78,7 +78,7 @@ def missed(found: Found, in_psnr: bool) -> str:
 
 def search(
     codec: Codec,
-    picture: Image.Image,
+    picture: Image.Image | DeepPicture,
     *,
     bpp: float | None = None,
     size: float | None = None,
@@ -109,7 +109,8 @@ def search(
         data = codec.compress(picture, quality, progress, effort=effort, limits=limits)
         reached = float(len(data))
         if psnr is not None:
-            reached = min(fidelity(picture, codec.decode_tiles(data, limits, progress))[0], PSNR_MAX)
+            decoded = codec.decode_tiles(data, limits, progress)
+            reached = min(fidelity(picture, decoded, read_header(data).depth)[0], PSNR_MAX)
         known[hundredths] = straight(reached)
         if best is None or abs(reached - goal) < abs(best.reached - goal):
             best = Found(data, quality, 0, reached, abs(reached - goal) <= tolerance)
