@@ -234,6 +234,8 @@ def lost(info: dict[Any, Any], file: IO[bytes]) -> list[str]:
 
 def left_out(file: IO[bytes]) -> list[str]:
     """What a picture's file says that no ``.vae`` file carries, in words."""
+    if file.closed:  # by one of Pillow's readers
+        return []
     file.seek(0)
     picture: Any = Image.open(file)
     if picture.format == "PNG":
