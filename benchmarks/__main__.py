@@ -4,8 +4,13 @@ from pathlib import Path
 
 import click
 
-from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, sweep, theory
-from .codecs import CODECS
+try:
+    from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, sweep, theory
+    from .codecs import CODECS
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"benchmarks: there is no {(error.name or '').partition('.')[0]}; pip install '.[bench]' brings it"
+    ) from None
 
 PHOTO, RESULTS = Path("tests/data/astronaut.png"), Path("benchmarks/results")
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)

@@ -116,7 +116,7 @@ def test_a_broken_plugin_is_a_warning_and_a_missing_one_none(monkeypatch: pytest
     (tmp_path / "broken_plugin.py").write_text("import of_nothing_that_is_there")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(saving, "PLUGINS", ("not_installed.Plugin",))
-    saving.load_plugins()
+    assert saving.load_plugins() and not saving.load_plugins()
     monkeypatch.setattr(saving, "PLUGINS", ("broken_plugin",))
     with pytest.warns(UserWarning, match="broken_plugin is not used"):
         saving.load_plugins()

@@ -95,8 +95,8 @@ def open_picture(file: IO[bytes], limits: Limits | None = None) -> Image.Image |
         elif deep and deep.full:
             mark = packed([(FULL, bytes([deep.depth]))])
             deep.info["png_chunks"] = mark + deep.info.get("png_chunks", b"")
-    except Image.DecompressionBombError as error:
-        raise LimitError(str(error)) from None
+    except Image.DecompressionBombError:  # in Pillow's words it would be twice its own limit
+        raise LimitError(f"picture of more than {(limits or Limits()).max_pixels} pixels exceeds the limits") from None
     except UnidentifiedImageError:
         raise ImageError("not a picture that Pillow reads") from None
     except (MemoryError, VaeError):

@@ -38,19 +38,26 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Pillow's defaults would lose about as much as a .vae file of quality 75 did."""
 
 
-def load_plugins() -> None:
-    """Let Pillow read and write what the plugins that are installed know."""
-    for name in PLUGINS:
+_tried = set[str]()
+
+
+def load_plugins() -> bool:
+    """Let Pillow read and write what the plugins that are installed know. Whether there was one left to try."""
+    untried = [name for name in PLUGINS if name not in _tried]
+    for name in untried:
+        _tried.add(name)
         try:
             importlib.import_module(name)
         except ImportError as error:
             if error.name != name.partition(".")[0]:  # it is there, and broken
                 warnings.warn(f"{name} is not used: {error}", stacklevel=2)
+    return bool(untried)
 
 
 def picture_format(suffix: str) -> str:
     """Pillow's name of the format that a suffix stands for. Raises ImageError where there is none."""
-    load_plugins()
+    if suffix.lower() not in Image.registered_extensions():
+        load_plugins()
     format = Image.registered_extensions().get(suffix.lower())
     if format is None or format not in Image.SAVE:
         raise ImageError(f"no picture format for the suffix {suffix!r}")

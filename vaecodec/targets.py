@@ -129,15 +129,27 @@ def following(known: dict[int, float], goal: float, rise: float) -> int:
     point is all that is known.
     """
     tried = sorted(known)
-    for low, high in pairwise(tried):
-        if known[low] < goal <= known[high]:
-            between = low + (high - low) * (goal - known[low]) / (known[high] - known[low])
-            return min(max(round(between), low + 1), high - 1)
+    around = [(low, high) for low, high in pairwise(tried) if (known[low] < goal) != (known[high] < goal)]
+    if around:
+        low, high = max(around, key=lambda gap: gap[1] - gap[0])
+        between = low + (high - low) * (goal - known[low]) / (known[high] - known[low])
+        if len(tried) > 3 and len(tried) % 2 == 0:  # far from straight: a line would keep coming from the same side
+            between = (low + high) / 2
+        return min(max(round(between), low + 1), high - 1) if high - low > 1 else low
     end = min(tried, key=lambda q: abs(known[q] - goal))
     if len(tried) > 1:
         other = min(set(tried) - {end}, key=lambda q: abs(q - end))
         rise = max((known[end] - known[other]) / (end - other), rise / 4)
-    return inside(end + (goal - known[end]) / rise)
+    further = inside(end + (goal - known[end]) / rise)
+    falls = any(known[high] < known[low] for low, high in pairwise(tried))
+    ends = (QUALITY_MAX, 0) if goal > known[end] else (0, QUALITY_MAX)
+    untried = [q for q in ends if q not in known]
+    if untried and (falls or further in known):  # not what curves are like: see what there is
+        return untried[0]
+    if falls:
+        low, high = max(pairwise(tried), key=lambda gap: gap[1] - gap[0])
+        return (low + high) // 2
+    return further
 
 
 def inside(hundredths: float) -> int:
