@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -501,8 +502,9 @@ def through(data: bytes, codec: Codec, format: str, folder: Path, **options: str
     """The picture of a file, after both commands."""
     (folder / "in").write_bytes(data)
     arguments = [f for key, value in options.items() for f in (f"--{key}", value)]
-    assert cli("compress", folder / "in", "-o", folder / "a.vae", *arguments, *TINY_CPU).exit_code == 0
-    assert cli("decompress", folder / "a.vae", "-o", folder / f"out.{format}", *TINY_CPU).exit_code == 0
+    packed, out = folder / "a.vae", folder / f"out.{format}"
+    assert cli("compress", folder / "in", "-o", packed, "--overwrite", *arguments, *TINY_CPU).exit_code == 0
+    assert cli("decompress", packed, "-o", out, "--overwrite", *TINY_CPU).exit_code == 0
     image = Image.open(folder / f"out.{format}")
     image.load()
     return image
@@ -725,7 +727,9 @@ def test_arrays_of_other_orders_and_kinds(lossless_codec: Codec) -> None:
     expected = lossless_codec.compress(samples, lossless=True)
     for array in (samples.astype(">u2"), np.asfortranarray(samples), samples[::-1][::-1]):
         assert lossless_codec.compress(array, lossless=True) == expected
-    matrix = np.matrix([[1, 2], [3, 4]], dtype=np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PendingDeprecationWarning)
+        matrix = np.matrix([[1, 2], [3, 4]], dtype=np.uint8)
     assert (
         lossless_codec.decode_array(lossless_codec.compress(matrix, lossless=True))[..., 0].tolist() == matrix.tolist()
     )
