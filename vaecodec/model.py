@@ -137,6 +137,12 @@ class Block(nn.Module):
         return stream(x + stream(self.conv_1(h), exact), False)
 
 
+def of_seen(h: Tensor, seen: Tensor | None) -> Tensor:
+    """h [B, C, H, W] with zeros where ``seen`` [1, 1, h, w] has some, of latents at 1/16: there nothing is, as outside
+    the picture."""
+    return h if seen is None else h * F.interpolate(seen, size=h.shape[2:], mode="nearest")
+
+
 def stream(x: Tensor, exact: bool) -> Tensor:
     return requantise(x, STREAM_UNIT, -STREAM_MAX * STREAM_UNIT, STREAM_MAX * STREAM_UNIT, exact)
 
@@ -155,7 +161,7 @@ def entropy_conv(
 
 
 class Analysis(nn.Module):
-    """g_a: x [B, 3, H, W] in 0..255 to y [B, M, H/16, W/16] (H, W multiples of 16)."""
+    """g_a: x [B, 3, H, W] in 0..255 to y [B, M, H/16, W/16] (H, W multiples of 16); seen: see ``of_seen``."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -164,18 +170,18 @@ class Analysis(nn.Module):
         self.down = Conv(4 * c.width, c.latent, wide=True)
         self.coarse = nn.ModuleList(Block(c.latent, c.inner, c.knots) for _ in range(c.blocks[1]))
 
-    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+    def forward(self, x: Tensor, quality: Tensor, seen: Tensor | None = None) -> Tensor:
         h = stream(self.stem(F.pixel_unshuffle((x - 128) / PIXEL_SCALE, 8)), False)
         for block in self.fine:
-            h = block(h, quality)
+            h = block(of_seen(h, seen), quality)
         h = stream(self.down(F.pixel_unshuffle(h, 2)), False)
         for block in self.coarse:
-            h = block(h, quality)
+            h = block(of_seen(h, seen), quality)
         return h
 
 
 class Synthesis(nn.Module):
-    """g_s: scaled y_hat [B, M, H/16, W/16] to x_hat [B, 3, H, W] in 0..255, not rounded."""
+    """g_s: scaled y_hat [B, M, H/16, W/16] to x_hat [B, 3, H, W] in 0..255, not rounded; seen: see ``of_seen``."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -184,12 +190,12 @@ class Synthesis(nn.Module):
         self.fine = nn.ModuleList(Block(c.width, c.width, c.knots) for _ in range(c.blocks[0]))
         self.head = Conv(c.width, 192, in_unit=STREAM_UNIT, in_max=STREAM_MAX, out_unit=PIXEL_UNIT, wide=True)
 
-    def forward(self, h: Tensor, quality: Tensor) -> Tensor:
+    def forward(self, h: Tensor, quality: Tensor, seen: Tensor | None = None) -> Tensor:
         for block in self.coarse:
-            h = block(h, quality)
+            h = block(of_seen(h, seen), quality)
         h = F.pixel_shuffle(stream(self.up(h), self.up.exact), 2)
         for block in self.fine:
-            h = block(h, quality)
+            h = block(of_seen(h, seen), quality)
         x = self.head(h)
         x = snap(x, PIXEL_UNIT) if self.head.exact else x
         return F.pixel_shuffle(x, 8) * PIXEL_SCALE + 128
