@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import vaecodec  # before torch: it sets how threads wait
+
+# isort: split
 import numpy as np
 import pytest
 import torch

@@ -1,13 +1,18 @@
 """A guest in other people's programs: their torch stays as they had it, and the codec works whatever they have set."""
 
-from collections.abc import Iterator
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, TINY_LOSSLESS, picture, python, same
 
-from vaecodec import Codec
+import vaecodec
+from vaecodec import Codec, guest
 
 KINDS = pytest.mark.parametrize("lossless", [False, True], ids=["lossy", "lossless"])
 
@@ -69,3 +74,109 @@ def test_imported_under_a_default_device() -> None:
         "    print(codec.decode_array(data).max())\n"
     )
     assert python(code, TINY_LOSSLESS).stdout.strip() == b"0"
+
+
+# Compiled programs
+
+CALLS: dict[str, Callable[[Codec, bytes], Any]] = {
+    "compress": lambda codec, _: len(codec.compress(np.zeros((20, 20, 3), np.uint8))),
+    "compress_batch": lambda codec, _: len(codec.compress_batch(np.zeros((2, 20, 20, 3), np.uint8))),
+    "decompress": lambda codec, data: codec.decompress(data).width,
+    "decode_array": lambda codec, data: int(codec.decode_array(data)[0, 0, 0]),
+    "decode_tensor": lambda codec, data: codec.decode_tensor(data).float(),
+    "decode_tiles": lambda codec, data: sum(int(part.size) for _, part in codec.decode_tiles(data)),
+    "load": lambda codec, _: len(Codec("cpu", TINY).compress(np.zeros((20, 20, 3), np.uint8))),
+    "shared": lambda codec, data: vaecodec.decompress(data).width,
+}
+
+
+@pytest.mark.usefixtures("small_weights")
+@pytest.mark.parametrize("name", CALLS)
+def test_in_compiled_programs(tiny: Codec, name: str) -> None:
+    data = tiny.compress(picture(40, 30))
+
+    def work(x: torch.Tensor) -> Any:
+        return CALLS[name](tiny, data) * (x + 1)
+
+    compiled = torch.compile(work, backend="eager")
+    assert torch.equal(compiled(torch.ones(1)), work(torch.ones(1)))
+
+
+# Other processes
+
+
+def job(path: str) -> bytes:
+    """What a child does."""
+    codec, image = Codec("cpu", path), picture(200, 150)
+    data = codec.compress(image, lossless=True)
+    assert same(codec.decompress(data), image)
+    return data
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_children_of_any_kind(lossless_codec: Codec, method: str, threads: Any) -> None:
+    torch.set_num_threads(2)
+    data = lossless_codec.compress(picture(200, 150), lossless=True)  # torch has a pool of threads now
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply_async(job, (str(TINY_LOSSLESS),)).get(timeout=60) == data
+
+
+def in_child(work: Callable[[], int]) -> int:
+    """The exit code of a forked process that does something; it is killed if that takes too long."""
+    child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(work()))
+    child.start()
+    child.join(30)
+    if child.exitcode is None:
+        child.kill()
+        pytest.fail("the child hangs")
+    return child.exitcode
+
+
+FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+
+@FORKS
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forked_amid_work_of_its_own_thread(tiny: Codec, threads: Any) -> None:
+    torch.set_num_threads(2)
+    codes = list[int]()
+    size = len(tiny.compress(picture(70, 50)))
+    tiny.compress(
+        picture(60, 40), progress=lambda _: codes.append(in_child(lambda: len(tiny.compress(picture(70, 50))) != size))
+    )
+    assert codes == [0]
+
+
+@FORKS
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forked_amid_work_of_another_thread(tiny: Codec, threads: Any) -> None:
+    torch.set_num_threads(2)
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(_: int) -> None:
+        entered.set()
+        leave.wait(30)
+
+    other = threading.Thread(target=lambda: tiny.compress(picture(60, 40), progress=slow))
+    other.start()
+    entered.wait(30)
+
+    def refused() -> int:
+        for call in (
+            lambda: tiny.compress(picture(9, 9)),
+            lambda: Codec("cpu", TINY),
+            lambda: vaecodec.compress(picture(9, 9)),
+        ):
+            try:
+                call()
+            except RuntimeError as error:
+                if "forked" in str(error):
+                    continue
+            return 1
+        return 0
+
+    assert in_child(refused) == 0
+    leave.set()
+    other.join()
+    assert tiny.compress(picture(9, 9)) and not guest._at_work
+    assert in_child(lambda: len(tiny.compress(picture(9, 9))) == 0) == 0

@@ -45,6 +45,7 @@ from bitstream import (
 
 from . import misfits
 from .exact import STREAM_UNIT, UNIT, interpolate
+from .guest import public
 from .image import (
     CHANNELS,
     ImageError,
@@ -266,6 +267,7 @@ class Codec:
     raises ends the work and reaches the caller: this is how to cancel.
     """
 
+    @public
     def __init__(self, device: str = "auto", weights: str | os.PathLike[str] | None = None) -> None:
         self._arguments = device, None if weights is None else Path(weights).absolute()
         if device == "auto":
@@ -286,6 +288,7 @@ class Codec:
         return loaded
 
     @property
+    @public
     def lossy(self) -> Lossy:
         with self._loading:
             weights = self._loaded.get(Kind.LOSSY) or self._load(packaged("lossy"))
@@ -294,6 +297,7 @@ class Codec:
         return weights
 
     @property
+    @public
     def lossless(self) -> Lossless:
         with self._loading:
             weights = self._loaded.get(Kind.LOSSLESS) or self._load(packaged("lossless"))
@@ -301,6 +305,7 @@ class Codec:
             raise WeightsError("the packaged weights are not those of a lossless model")
         return weights
 
+    @public
     def compress(
         self,
         picture: Picture,
@@ -406,6 +411,7 @@ class Codec:
             progress(box.rows * box.columns)
         return coded
 
+    @public
     def compress_batch(
         self,
         pictures: Iterable[Picture],
@@ -423,6 +429,7 @@ class Codec:
         options: dict[str, Any] = {"lossless": lossless, "depth": depth, "effort": effort, "limits": limits}
         return [self.compress(picture, quality, **options) for picture in pictures]
 
+    @public
     def decompress(
         self,
         data: Source,
@@ -452,6 +459,7 @@ class Codec:
             picture.paste(picture_of(samples), (box.left - wanted.left, box.top - wanted.top))
         return picture
 
+    @public
     def decode_array(
         self,
         data: Source,
@@ -474,6 +482,7 @@ class Codec:
             whole[box.within(wanted)] = samples
         return whole
 
+    @public
     def decode_tiles(
         self, data: Source, limits: Limits | None = None, progress: Progress | None = None
     ) -> Iterator[tuple[Region, Samples]]:
@@ -484,9 +493,17 @@ class Codec:
         """
         container = unpack(bytes_of(data), limits or Limits())
         whole = box_of(None, container.header.width, container.header.height)
-        for box, samples in self._decode(container, whole, progress or ignore, None):
-            yield box.region, samples
+        parts = self._decode(container, whole, progress or ignore, None)
 
+        @public
+        def following() -> tuple[Region, Samples] | None:
+            for box, samples in parts:
+                return box.region, samples
+            return None
+
+        return iter(following, None)
+
+    @public
     def decode_tensor(
         self,
         data: Source,
@@ -501,6 +518,7 @@ class Codec:
         samples = torch.from_numpy(self.decode_array(data, limits, progress, region=region, damaged=damaged))
         return samples.permute(2, 0, 1).contiguous().to(device or self.device)
 
+    @public
     def account(self, data: Source) -> dict[str, float]:
         """Where the bits of a lossless file went: by part, in bits; what the posterior gives back is negative."""
         view, bits = bytes_of(data), dict[str, float]()
@@ -743,12 +761,14 @@ class Codec:
 _shared: dict[torch.device, Codec] = {}
 
 
+@public
 def shared(device: str = "auto") -> Codec:
     """The codec with the packaged weights that all callers share, one for each device."""
     codec = Codec(device)  # costs nothing: the weights are loaded by the one that is kept
     return _shared.setdefault(codec.device, codec)
 
 
+@public
 def compress(
     picture: Picture,
     *,
@@ -762,6 +782,7 @@ def compress(
     return shared(device).compress(picture, quality, lossless=lossless, effort=effort, limits=limits)
 
 
+@public
 def decompress(
     data: Source, *, region: Region | None = None, limits: Limits | None = None, device: str = "auto"
 ) -> Image.Image:

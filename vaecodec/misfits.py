@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LINES = 32
+LINES = 16
 """Rows that are looked at."""
 BITS = 1.6
 """Bits without networks to those that bends of lines tell: 1.56 to 2.17 on the validation set."""
