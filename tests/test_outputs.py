@@ -496,6 +496,8 @@ os.write(out, json.dumps(codes).encode())
         result = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
         pytest.skip("setpriv takes root's rights, and is not there")
+    if result.stderr.startswith(b"setpriv: "):
+        pytest.skip("root's rights cannot be given up here")
     assert result.returncode == 0, result.stderr.decode()
     said, codes = map(json.loads, result.stdout.decode().splitlines())
     assert [code for code, _ in said] == [1] * len(said)
