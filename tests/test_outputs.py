@@ -184,6 +184,14 @@ def test_what_is_no_vae_file_is_not_replaced(folder: Path, name: str, content: b
     assert cli(*COMPRESS, "in.png", "-o", name, "--overwrite").exit_code == 0
 
 
+def test_a_picture_that_is_named_is_replaced(folder: Path) -> None:
+    for content in (saved(picture(8, 8)), b"old"):
+        Path("out.png").write_bytes(content)
+        assert cli(*DECOMPRESS, "x.vae", "-o", "out.png").exit_code == 0
+        with Image.open("out.png") as image:
+            assert image.size == (40, 30)
+
+
 @pytest.mark.parametrize("content", [b"", b"old"])
 def test_what_may_have_been_meant_is_replaced(folder: Path, data: bytes, content: bytes) -> None:
     for name in ("out.vae", "out"):
@@ -488,6 +496,8 @@ os.write(out, json.dumps(codes).encode())
         result = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
         pytest.skip("setpriv takes root's rights, and is not there")
+    if result.stderr.startswith(b"setpriv: "):
+        pytest.skip("root's rights cannot be given up here")
     assert result.returncode == 0, result.stderr.decode()
     said, codes = map(json.loads, result.stdout.decode().splitlines())
     assert [code for code, _ in said] == [1] * len(said)

@@ -9,7 +9,7 @@ from conftest import CPU, cli, names, picture, saved
 from PIL import Image, ImageOps
 
 from vaecodec import Codec, saving
-from vaecodec.image import ImageError
+from vaecodec.image import DeepPicture, ImageError
 from vaecodec.saving import WHOLE, encode_picture, flattened, picture_format
 
 RNG = np.random.default_rng(0)
@@ -140,6 +140,17 @@ def test_a_background() -> None:
     grey = Image.new("LA", (8, 8), (100, 0))
     assert flattened(grey, "black").getextrema() == (0, 0) and flattened(grey, "red").mode == "RGB"
     assert flattened(picture(8, 8), "red").tobytes() == picture(8, 8).tobytes()
+
+
+def test_a_background_of_16_bits() -> None:
+    samples = np.zeros((2, 2, 4), np.uint16)
+    samples[..., 0], samples[0, :, 3], samples[1, 0, 3] = 65535, 65535, 32768
+    deep = DeepPicture(samples, 16, {})
+    over = saving.deep_flattened(deep, "lime").samples
+    assert over[0, 0].tolist() == [65535, 0, 0] and over[1, 1].tolist() == [0, 65535, 0]
+    assert over[1, 0].tolist() == [32768, 32767, 0]
+    assert encode_picture(deep, "PPM", background="lime")[0].endswith(over.astype(">u2").tobytes())
+    assert reopened(encode_picture(deep, "JPEG", background="lime", lossy=True)[0]).mode == "RGB"
 
 
 def test_a_pdf() -> None:

@@ -311,7 +311,7 @@ def checked(job: Job, existing: Existing, *, vae: bool) -> Job | None:
             if not reason:
                 return None
             return replace(job, problem=f"{job.target} exists, but {reason}; --overwrite replaces it")
-        return replace(job, problem=refusal(job, existing))
+        return replace(job, problem=refusal(job, existing, vae=vae))
     except OSError as error:
         return replace(job, problem=f"{job.target}: {error.strerror}")
 
@@ -334,8 +334,8 @@ def read_checked(job: Job, *, vae: bool) -> Job:
     return job
 
 
-def refusal(job: Job, existing: Existing) -> str:
-    """Why a target is not to be written, "" if it is. Raises OSError."""
+def refusal(job: Job, existing: Existing, *, vae: bool) -> str:
+    """Why a target is not to be written, "" if it is. vae: it is .vae files that are read. Raises OSError."""
     target = job.target
     try:
         status = target.stat()
@@ -360,7 +360,7 @@ def refusal(job: Job, existing: Existing) -> str:
         return f"{target}: {os.strerror(errno.EACCES)}"
     if special(target):
         return ""
-    if existing == "named" and foreign(target):
+    if existing == "named" and not vae and foreign(target):
         return f"{target} exists and is no .vae file; --overwrite replaces it"
     folder = Path(os.path.realpath(target)).parent
     return "" if permitted(folder, os.W_OK | os.X_OK) else f"{target}: {os.strerror(errno.EACCES)}"

@@ -224,6 +224,8 @@ def save_options(info: dict[Any, Any], format: str) -> dict[str, Any]:
 
 def lost(info: dict[Any, Any], file: IO[bytes]) -> list[str]:
     """What of a picture's metadata is not in the file that was written of it."""
+    if not any(info.get(key) for key in ("exif", "icc_profile", "xmp", "iptc", "png_chunks")):
+        return []  # a large picture leaves no room for a second copy of its pixels
     file.seek(0)
     written: Any = Image.open(file)
     written.load()

@@ -6,6 +6,7 @@ import importlib
 import io
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -79,6 +80,7 @@ def encode_picture(
     if the picture cannot be written, or not without a loss that nobody has asked for.
     """
     if isinstance(picture, DeepPicture):
+        picture = picture if background is None else deep_flattened(picture, background)
         grey = picture.samples.shape[2] == 1
         try:
             if not grey or format == "PPM":
@@ -148,6 +150,16 @@ def flattened(picture: Image.Image, colour: str) -> Image.Image:
     under = Image.new("L", picture.size, red) if grey else Image.new("RGB", picture.size, (red, green, blue))
     under.paste(picture.convert(under.mode), mask=picture.getchannel("A"))
     return like(under, picture)
+
+
+def deep_flattened(picture: DeepPicture, colour: str) -> DeepPicture:
+    """The same of a picture with more than 8 bits a sample."""
+    if picture.samples.shape[2] != 4:
+        return picture
+    peak = 2**picture.depth - 1 if picture.full else 65535
+    under = np.array(ImageColor.getrgb(colour)[:3]) * (peak / 255)
+    colours, alpha = picture.samples[..., :3], picture.samples[..., 3:] / peak
+    return replace(picture, samples=np.rint(under + (colours - under) * alpha).astype(np.uint16))
 
 
 def like(picture: Image.Image, other: Image.Image) -> Image.Image:
