@@ -401,6 +401,19 @@ def test_depth_of_12_bits_in_16_is_found(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), grey)
 
 
+def test_depth_by_choice(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(deep_png(wave(1, 12)))
+    (tmp_path / "b.ppm").write_bytes(pnm(6, 4095, wave(3, 12)))
+    picture(9, 5).save(tmp_path / "c.png")
+    for name, depth, found in (("a.png", 14, 14), ("b.ppm", 12, 12), ("c.png", 12, 8)):
+        target = tmp_path / f"{name}.vae"
+        assert cli("compress", tmp_path / name, "-o", target, "--depth", depth, *TINY_CPU).exit_code == 0
+        assert read_header(target.read_bytes()).depth == found
+    for name, depth, words in (("a.png", 10, "more than 10 bits"), ("b.ppm", 14, "the file says 12")):
+        result = cli("compress", tmp_path / name, "-o", tmp_path / "d.vae", "--depth", depth, *TINY_CPU)
+        assert result.exit_code == 1 and words in result.stderr and not (tmp_path / "d.vae").exists()
+
+
 def test_depth_is_that_of_the_files_own_word(tiny: Codec) -> None:
     dark = np.minimum(wave(1, 12), 700)
     said = with_chunks(deep_png(dark), (b"sBIT", b"\x0c"))
