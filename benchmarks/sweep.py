@@ -125,6 +125,13 @@ def other_reader(file: Path) -> tuple[str, Callable[[Path], Samples]] | None:
     return next((reader for magic, reader in READERS.items() if head.startswith(magic)), None)
 
 
+def unsigned(samples: NDArray[Any]) -> Samples:
+    """Of integers that are not negative, the unsigned ones of at most 16 bits."""
+    if samples.dtype.kind == "i" and samples.min() >= 0 and samples.max() <= 65535:
+        return samples.astype(np.uint16)
+    return samples
+
+
 def as_colour(samples: Samples) -> Samples:
     """[H, W] or [H, W, C] as [H, W, 4]."""
     planes = list(np.moveaxis(samples, 2, 0)) if samples.ndim == 3 else [samples]
@@ -149,11 +156,15 @@ def swept(codec: Codec, file: Path, limits: Limits) -> Result | None:
         return Result(str(file), "no other reader", "")
     name, read = found
     try:
-        other = as_colour(read(file))
+        other = as_colour(unsigned(read(file)))
     except Exception as error:  # of whatever library
         return Result(str(file), "other reader failed", f"{name}: {error}".splitlines()[0])
     if samples.shape == other.shape and samples.dtype == other.dtype and np.array_equal(samples, other):
         return Result(str(file), "equal", name)
+    if name == "imagecodecs" and samples.shape == other.shape and file.suffix == ".gif":
+        seen = samples[..., 3] > 0  # where nothing is seen, this reader has black or red
+        if np.array_equal(samples[..., 3], other[..., 3]) and np.array_equal(samples[seen], other[seen]):
+            return Result(str(file), "equal", f"{name}, but for colours under alpha 0")
     facts = f"{samples.dtype} {list(samples.shape)} against {other.dtype} {list(other.shape)}"
     if samples.shape == other.shape:
         off = np.abs(samples.astype(int) - other.astype(int))

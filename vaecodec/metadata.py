@@ -36,6 +36,9 @@ NOMINAL = tuple(struct.pack(">IIB", side, side, 1) for side in (2834, 2835, 3779
 SEGMENT_MAX = 65533  # bytes in a segment of JPEG
 TEXT_MAX = 2**24  # bytes of a text, unpacked
 
+DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
+"""What Pillow raises of damaged tags, and of those that it reads and does not write."""
+
 # fmt: off
 STRUCTURE = frozenset({
     254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 274, 277, 278, 279, 284, 288, 289, 290, 291, 292, 293,
@@ -48,7 +51,14 @@ own."""
 
 
 def exif_of(picture: Image.Image) -> bytes:
-    """Exif data, wherever the format keeps it."""
+    """Exif data, wherever the format keeps it; none, if they are damaged."""
+    try:
+        return _exif_of(picture)
+    except DAMAGED:
+        return b""
+
+
+def _exif_of(picture: Image.Image) -> bytes:
     payload: Any = picture.info.get("exif")
     if isinstance(payload, Image.Exif):
         return payload.tobytes() if payload else b""
@@ -69,8 +79,8 @@ def exif_of(picture: Image.Image) -> bytes:
         kept[tag] = value
         try:
             kept.tobytes()
-        except (ValueError, TypeError, struct.error, OverflowError, AttributeError):
-            del kept[tag]  # of a type that Pillow reads and does not write
+        except DAMAGED:
+            del kept[tag]
     return kept.tobytes() if kept or kept.get_ifd(ExifTags.IFD.Exif) or kept.get_ifd(ExifTags.IFD.GPSInfo) else b""
 
 
@@ -236,6 +246,8 @@ def lost(info: dict[Any, Any], file: IO[bytes]) -> list[str]:
 
 def left_out(file: IO[bytes]) -> list[str]:
     """What a picture's file says that no ``.vae`` file carries, in words."""
+    if file.closed:  # by one of Pillow's readers
+        return []
     file.seek(0)
     picture: Any = Image.open(file)
     if picture.format == "PNG":
@@ -243,6 +255,10 @@ def left_out(file: IO[bytes]) -> list[str]:
         kinds = {kind for kind, _ in png_chunks(file)} - KEPT - ELSEWHERE
         return [f"PNG's {kind.decode('latin-1')}" for kind in sorted(kinds) if kind[0] & 0x20]
     words = set[str]()
+    try:
+        _exif_of(picture)
+    except DAMAGED:
+        words.add("its Exif data, which are damaged")
     for name, data in getattr(picture, "applist", ()):
         known = {"APP0": b"JF", "APP2": b"ICC_PROFILE\0", "APP13": b"Photoshop 3.0\0", "APP14": b"Adobe", "COM": b""}
         if data.startswith(b"http://ns.adobe.com/xmp/extension/"):

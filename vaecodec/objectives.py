@@ -76,18 +76,18 @@ def start_from_pca(model: LossyModel, crops: Crops) -> None:
         model.g_s.up.weight.copy_((second / spread).T * scale_2)
         model.g_s.head.weight.copy_(first.T * scale_1)
         # Quantiser step at high rate: minimise -3 log2(step) + lambda * step^2 / 12 over the step.
-        weight = lagrangian(torch.linspace(0, QUALITY_MAX, c.knots))
+        weight = lagrangian(torch.linspace(0, QUALITY_MAX, c.knots), c.lambda_max)
         step = (18 / (math.log(2) * weight)).sqrt() / PIXEL_SCALE
         gain = scale_2[None, :] / step[:, None]
         model.log_inverse.copy_(-gain.log())
 
 
-def rate_distortion_loss(model: nn.Module, x: Tensor, quality: Tensor, power: float) -> Tensor:
+def rate_distortion_loss(model: nn.Module, x: Tensor, quality: Tensor, power: float, largest: float) -> Tensor:
     """Mean over the batch of (bpp + lambda * MSE) / lambda^power, MSE on the 0..255 scale."""
     out = model(x, quality)
     bpp = out.bits / (x.shape[2] * x.shape[3])
     mse = (out.x_hat - x).square().mean((1, 2, 3))
-    weight = lagrangian(quality)
+    weight = lagrangian(quality, largest)
     loss: Tensor = ((bpp + weight * mse) / weight**power).mean()
     return loss
 
@@ -128,7 +128,9 @@ class Lossy:
 
     def loss(self, run: nn.Module, crops: Crops, batch: int, device: torch.device) -> Tensor:
         x, quality = (share(drawn).to(device) for drawn in (crops.batch(batch), crops.qualities(batch)))
-        return rate_distortion_loss(run, x.contiguous(memory_format=torch.channels_last), quality, self.loss_power)
+        return rate_distortion_loss(
+            run, x.contiguous(memory_format=torch.channels_last), quality, self.loss_power, self.config.lambda_max
+        )
 
     def validate(self, model: LossyModel, images: list[Tensor], device: torch.device) -> dict[str, float]:
         return {

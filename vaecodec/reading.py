@@ -6,6 +6,7 @@ other byte order, it keeps the low byte, so that two readings give all there is,
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable
@@ -23,13 +24,14 @@ def depth_of(picture: Image.Image, file: IO[bytes]) -> int:
 
     Raises ValueError for samples that are no unsigned integers, or none of a colour, of grey or of alpha.
     """
+    measure = DEPTHS.get(picture.format or "")
     if picture.mode == "F":
         return 8  # which is refused for its mode
+    if measure is None:
+        return 16 if picture.mode.startswith("I") else 8
     at = file.tell()
     file.seek(0)
-    deepest = 16 if picture.mode.startswith("I") else 8
-    measure = DEPTHS.get(picture.format or "")
-    found = measure(picture, file) if measure else deepest
+    found = measure(picture, file)
     file.seek(at)
     return max(8, found)
 
@@ -189,9 +191,9 @@ def _deep_tiff(picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
         if not tags.get(262, 1):  # white is 0, of which Pillow takes no notice in 16 bits
             samples = np.uint16(2**depth - 1) - samples
         return samples, depth
-    if picture.mode not in ("RGB", "RGBA") or tags.get(284, 1) != 1 or 1 in tags.get(338, ()) or tags[262] != 2:
+    if picture.mode not in ("RGB", "RGBA") or 1 in tags.get(338, ()) or tags[262] != 2:
         raise ValueError(f"16-bit {picture.mode} of this kind is not supported in TIFF: convert it to 8 bits first")
-    return _halves(picture, file), depth
+    return _planes(picture, file) if tags.get(284, 1) == 2 else _halves(picture, file), depth
 
 
 def _deep_ppm(picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
@@ -211,6 +213,33 @@ def _deep_ppm(picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
     if peak & (peak + 1):  # not all bits set
         values, depth = (values * 65535 + peak // 2) // peak, 16
     return values.astype(np.uint16).reshape(picture.height, picture.width, channels), depth
+
+
+def _planes(picture: Any, file: IO[bytes]) -> Deep:
+    """Samples of a TIFF file with a plane for each channel, of which Pillow makes something else in 16 bits."""
+    import tifffile
+
+    if picture.tag_v2.get(274, 1) != 1:
+        raise ValueError("16-bit planes that are not upright are not supported in TIFF")
+    file.seek(0)
+    try:
+        planes = tifffile.imread(file, key=0)
+    except (ValueError, KeyError, tifffile.TiffFileError) as error:
+        raise ValueError(f"16-bit planes in TIFF: {error}") from None
+    samples = np.moveaxis(planes, 0, 2)
+    if samples.dtype != np.uint16 or samples.shape != (picture.height, picture.width, len(picture.mode)):
+        raise ValueError(f"planes of {samples.dtype} {list(planes.shape)} are not supported in TIFF")
+    return np.ascontiguousarray(samples, np.uint16)
+
+
+def _deep_sgi(picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
+    decoder, _, offset, _ = picture.tile[0]
+    if decoder == "sgi_rle":
+        return _halves(picture, file), depth
+    shape = (len(picture.mode), picture.height, picture.width)
+    file.seek(offset)
+    planes = np.frombuffer(file.read(2 * math.prod(shape)), ">u2").reshape(shape)[:, ::-1]  # upwards
+    return np.moveaxis(planes, 0, 2).astype(np.uint16), depth
 
 
 def _deep_jpeg2000(picture: Any, _file: IO[bytes], depth: int) -> tuple[Deep, int]:
@@ -255,6 +284,7 @@ READERS: dict[str, Callable[[Any, IO[bytes], int], tuple[Deep, int]]] = {
     "MCIDAS": _deep_mode,
     "PNG": _deep_png,
     "PPM": _deep_ppm,
+    "SGI": _deep_sgi,
     "TIFF": _deep_tiff,
 }
 
@@ -277,19 +307,27 @@ def _loaded(picture: Any, rawmode: str) -> NDArray[np.uint8]:
     return np.asarray(picture)
 
 
+_FOREIGN = "B" if np.little_endian else "L"
+SWAPPED = {
+    "L;16B": "L;16",
+    **{f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA") for order, other in ("BL", "LB")},
+    **{f"{mode};16N": f"{mode};16{_FOREIGN}" for mode in ("RGB", "RGBA")},
+}
+"""Pillow's names of kinds of samples, and of those in the other byte order; N is the machine's."""
+
+
 def _halves(picture: Any, file: IO[bytes]) -> Deep:
-    """Samples [H, W, 3 or 4] of 16 bits, of which Pillow keeps one byte at a time."""
+    """Samples [H, W, 1, 3 or 4] of 16 bits, of which Pillow keeps one byte at a time."""
     arguments = picture.tile[0].args
     rawmode: str = arguments if isinstance(arguments, str) else arguments[0]
-    order = rawmode[-1]
-    if rawmode[:-1] not in ("RGB;16", "RGBA;16") or order not in "BLN":
+    low = SWAPPED.get(rawmode)
+    if low is None:
         raise ValueError(f"samples of the kind {rawmode} are not supported")
-    low = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}[order]
     high = np.asarray(picture).astype(np.uint16)
     high <<= 8
     file.seek(0)
-    high |= _loaded(Image.open(file), rawmode[:-1] + low)
-    return high
+    high |= _loaded(Image.open(file), low)
+    return high.reshape(picture.height, picture.width, -1)
 
 
 def png_chunks(file: IO[bytes]) -> list[tuple[bytes, bytes]]:
