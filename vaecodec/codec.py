@@ -329,6 +329,7 @@ class Codec:
         Raises ImageError for pictures that are not supported, ValueError for a quality, depth or effort out of range,
         LimitError.
         """
+        quality = float(quality)
         if not 0 <= quality <= 100:
             raise ValueError(f"quality {quality} is not in 0..100")
         if effort not in range(len(STEPS)):
@@ -424,8 +425,14 @@ class Codec:
     ) -> list[bytes]:
         """A file for each picture, byte for byte that of ``compress``.
 
-        pictures: a tensor [N, C, H, W], an array [N, H, W, C], or pictures of any kinds and sizes.
+        pictures: a tensor [N, C, H, W], an array [N, H, W, C], or pictures of any kinds and sizes. Raises ImageError
+        for a single picture.
         """
+        if isinstance(pictures, Image.Image) or (isinstance(pictures, np.ndarray | Tensor) and pictures.ndim != 4):
+            shape = list(getattr(pictures, "shape", ()))
+            raise ImageError(
+                f"a batch is an array [N, H, W, C], a tensor [N, C, H, W] or a list of pictures, not {shape}"
+            )
         options: dict[str, Any] = {"lossless": lossless, "depth": depth, "effort": effort, "limits": limits}
         return [self.compress(picture, quality, **options) for picture in pictures]
 
@@ -484,16 +491,21 @@ class Codec:
 
     @public
     def decode_tiles(
-        self, data: Source, limits: Limits | None = None, progress: Progress | None = None
+        self,
+        data: Source,
+        limits: Limits | None = None,
+        progress: Progress | None = None,
+        *,
+        damaged: list[Region] | None = None,
     ) -> Iterator[tuple[Region, Samples]]:
         """The picture in parts, each when it is decoded, for what is too large to be held as a whole.
 
         Yields for each tile its region (x, y, width, height) and what ``decode_array`` gives for it. Arguments and
-        errors are those of ``decode_array``; some parts may have come before a CorruptError.
+        errors are those of ``decode_array``; some parts may have come before a CorruptError. Damaged tiles do not come.
         """
-        container = unpack(bytes_of(data), limits or Limits())
+        container = unpack(bytes_of(data), limits or Limits(), partial=damaged is not None)
         whole = box_of(None, container.header.width, container.header.height)
-        parts = self._decode(container, whole, progress or ignore, None)
+        parts = self._decode(container, whole, progress or ignore, damaged)
 
         @public
         def following() -> tuple[Region, Samples] | None:
