@@ -117,13 +117,14 @@ def test_training_lowers_the_loss_and_keeps_the_stable_state(data: Path, tmp_pat
 
     def loss(state: dict[str, Any] | None) -> float:
         model = objective.build()
-        crops = Crops(load_images(data), 64, torch.device("cpu"), seed=9)
-        objective.start(model, crops)
+        torch.manual_seed(9)
+        crops = Crops(load_images(data), torch.device("cpu"))
+        objective.start(model, crops, 64)
         if state:
             model.load_state_dict(state["model"])
         torch.manual_seed(1)
         with torch.no_grad():
-            x, quality = crops.batch(16), crops.qualities(16)
+            x, quality = crops.batch(16, 64), crops.qualities(16)
             return float(rate_distortion_loss(model, x, quality, objective.loss_power))
 
     assert loss(last) < loss(None)
@@ -252,29 +253,6 @@ def test_configurations(tmp_path: Path) -> None:
         (tmp_path / "wrong.toml").write_text(text)
         with pytest.raises(ValueError, match=r"wrong\.toml.*epochs"):
             read_config(tmp_path / "wrong.toml")
-
-
-def test_crops_and_qualities(data: Path) -> None:
-    crops = Crops(load_images(data), 64, torch.device("cpu"), seed=1)
-    batch, quality = crops.batch(5), crops.qualities(8)
-    assert batch.shape == (5, 3, 64, 64) and batch.dtype == torch.float32 and 0 <= batch.min() < batch.max() <= 255
-    assert sorted((quality * 8 // 10001).tolist()) == list(range(8))
-    again = Crops(load_images(data), 64, torch.device("cpu"), seed=1)
-    assert torch.equal(again.batch(5), batch)
-
-
-def test_worn_crops_are_pictures_still(data: Path) -> None:
-    images = load_images(data)
-    crops = Crops(images, 64, torch.device("cpu"), seed=1, worn=1.0)
-    batch = crops.batch(24)
-    assert (
-        batch.shape == (24, 3, 64, 64) and torch.equal(batch, batch.round()) and 0 <= batch.min() < batch.max() <= 255
-    )
-    coarse = [Crops(images, 64, torch.device("cpu"), seed=1, worn=worn).batch(4, 32, 8) for worn in (0.0, 1.0)]
-    assert torch.equal(*coarse)  # every eighth pixel shows nothing of it
-    part = images[0][:, :64, :64]
-    worn = [crops.wear(part) for _ in range(24)]
-    assert any(torch.equal(crop, part) for crop in worn) and any(not torch.equal(crop, part) for crop in worn)
 
 
 def test_half_colour_keeps_luma() -> None:

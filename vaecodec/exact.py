@@ -48,17 +48,26 @@ def snap(x: Tensor, unit: float) -> Tensor:
 def interpolate(knots: Tensor, quality: Tensor) -> Tensor:
     """Piecewise linear interpolation over the quality range.
 
-    knots [K, C], int64 or floating; quality int64 [B] in hundredths, 0..10000. Gives [B, C] of the knots' type; integer
-    knots are interpolated in integers (rounding half up), so the result is the same everywhere.
+    knots [K, C], int64 or floating; quality int64 [B] in hundredths, 0..10000, or for floating knots their ``shares``.
+    Gives [B, C] of the knots' type; integer knots are interpolated in integers (rounding half up), so the result is the
+    same everywhere.
     """
+    if knots.dtype != torch.int64:
+        weights = quality if quality.is_floating_point() else shares(quality, len(knots))
+        # No matmul: autocast and TF32 would round it.
+        return (weights.to(knots.dtype)[:, :, None] * knots).sum(1)
     position = quality * (len(knots) - 1)
     left = (position // QUALITY_MAX).clamp(max=max(len(knots) - 2, 0))
     right = (left + 1).clamp(max=len(knots) - 1)
     part = (position - left * QUALITY_MAX)[:, None]
-    if knots.dtype == torch.int64:
-        total = knots[left] * (QUALITY_MAX - part) + knots[right] * part
-        return (total + QUALITY_MAX // 2).div(QUALITY_MAX, rounding_mode="floor")
-    return torch.lerp(knots[left], knots[right], part.to(knots.dtype) / QUALITY_MAX)
+    total = knots[left] * (QUALITY_MAX - part) + knots[right] * part
+    return (total + QUALITY_MAX // 2).div(QUALITY_MAX, rounding_mode="floor")
+
+
+def shares(quality: Tensor, knots: int) -> Tensor:
+    """float64 [B, knots]: how much of each knot there is in a value that is interpolated at quality int64 [B]."""
+    position = quality.double()[:, None] * (knots - 1) / QUALITY_MAX
+    return (1 - (position - torch.arange(knots, device=quality.device)).abs()).clamp(min=0)
 
 
 class Conv(nn.Module):
@@ -149,7 +158,7 @@ class Conv(nn.Module):
         self.exact = self.frozen = True
 
     def forward(self, x: Tensor, quality: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        """x [B, in, H, W]; quality int64 [B], needed where ``knots`` > 1; rows int64 [out], the output channels wanted,
+        """x [B, in, H, W]; quality int64 [B] (or, unless frozen, its ``shares``), needed where ``knots`` > 1; rows int64 [out], the output channels wanted,
         by default all. Gives [B, out, H, W], not yet rounded."""
         weight, bias = (self.weight, self.bias) if self.frozen or not self.exact else self.rounded()
         if rows is not None:

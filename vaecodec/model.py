@@ -39,6 +39,7 @@ from .exact import (
     interpolate,
     keep_in,
     requantise,
+    shares,
     snap,
 )
 from .ranks import share_of_noise
@@ -249,14 +250,11 @@ class Context(nn.Module):
         seen = requantise(y_hat * 0.25, unit, -limit, limit, exact)
         h = hidden(self.conv_a, torch.cat([features, seen.to(features.dtype)], 1), quality)
         h = hidden(self.conv_b, h)
-        # conv_c has a mean and an index for all M latents; a position needs only those of its quarter.
-        rows = torch.arange(2 * y_hat.shape[1], device=h.device).view(2, STEPS, -1)
-        out = y_hat.new_empty(len(h), rows[:, 0].numel(), *h.shape[2:])
-        for parity in range(STEPS):
-            part = (..., slice(parity // 2, None, 2), slice(parity % 2, None, 2))
-            if h[part].numel():
-                out[part] = self.conv_c(h[part], rows=rows[:, STEP_ORDER[self.step] ^ parity].flatten())
-        mean, index = out.chunk(2, 1)
+        # conv_c has a mean and an index for all M latents; a position needs only those of its quarter. To compute them
+        # all takes no longer than to go four times through every other row and column.
+        out = self.conv_c(h)
+        quarters = step_quarters(*y_hat.shape[2:], self.step, y_hat.device)
+        mean, index = (pick(part, quarters) for part in out.chunk(2, 1))
         return (
             requantise(mean, unit, -MEAN_MAX, MEAN_MAX, exact),
             requantise(keep_in(INDEX_GAIN * index, 0, SCALES - 1), 1.0, 0, SCALES - 1, exact),
@@ -305,6 +303,10 @@ class LossyModel(nn.Module):
             if isinstance(m, Conv)
         }
 
+    def encoder(self) -> list[nn.Parameter]:
+        """The parameters that the decoder does without."""
+        return [*self.g_a.parameters(), *self.h_a.parameters(), self.log_ratio]
+
     def exact(self, on: bool) -> None:
         for conv in self.decoder_convs().values():
             conv.exact = on
@@ -323,6 +325,8 @@ class LossyModel(nn.Module):
         ``hard`` counts the bits of the rounded latents, otherwise of latents with uniform noise.
         """
         exact = self.g_s.head.exact
+        if not self.g_s.head.frozen:
+            quality = shares(quality, self.config.knots)  # once for all layers
         y = self.g_a(x, quality).float()
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not exact):
             inverse = per_channel(interpolate(self.log_inverse.exp(), quality))
