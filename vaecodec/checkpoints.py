@@ -33,7 +33,7 @@ class Folder:
             )
 
     def goes_on(self, resume: Path | None, state: dict[str, Any]) -> bool:
-        """Whether a checkpoint is this run's own, whose clock and optimisers go on. Raises ValueError if they cannot."""
+        """Whether a checkpoint is this run's own, whose clock goes on. Raises ValueError if it cannot."""
         own = resume is not None and same(resume, self.path / LAST)
         if own and "guard" not in state:
             raise ValueError(f"{resume} is no whole state of a run: --out another folder begins one from its weights")
@@ -125,7 +125,7 @@ def kind_of(trained: nn.Module) -> str:
 
 def model_of(state: dict[str, Any], path: Path) -> model.LossyModel | lossless.LosslessModel:
     """A checkpoint's averaged model. Raises WeightsError if its tensors do not fit its configuration."""
-    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in state["config"].items()}
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in state["config"].items()}
     try:
         built: model.LossyModel | lossless.LosslessModel
         if state["kind"] == "lossless":

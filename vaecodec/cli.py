@@ -338,12 +338,13 @@ def train(
     """Train CONFIG, a .toml file, or `lossy` or `lossless` for the packaged ones.
 
     Writes checkpoints, curve.csv and, at the end, the exported weights, CONFIG.safetensors, to --out. The same command
-    works under torchrun. Files in --data and --val that are no pictures are named and left out, hidden ones passed over.
-    Where the loss is not finite any more, training stops, exports the last sound weights, and the exit code is 1.
+    works under torchrun. What is no picture in --data and --val is named and left out, hidden files are passed over.
+    Where the loss is not finite any more, training stops, the last sound weights are exported, and the exit code is 1.
     """
     import torch
 
     from . import train as training
+    from .steps import UnsoundError
 
     if threads:
         torch.set_num_threads(threads)
@@ -358,7 +359,7 @@ def train(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    except training.UnsoundError as error:
+    except UnsoundError as error:
         unsound = error
     if int(os.environ.get("RANK", "0")) == 0:
         exported(out / "last.pt", data, out / f"{path.stem}.safetensors")

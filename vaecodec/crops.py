@@ -176,7 +176,8 @@ class Crops:
 
 def chance(x: Tensor, part: float) -> Tensor:
     """bool [B, 1, 1, 1]: true with the probability ``part``, for each of x [B, ...]."""
-    return torch.rand(len(x), 1, 1, 1, device=x.device) < part
+    hit: Tensor = torch.rand(len(x), 1, 1, 1, device=x.device) < part
+    return hit
 
 
 def wear(x: Tensor) -> Tensor:
@@ -185,11 +186,13 @@ def wear(x: Tensor) -> Tensor:
     part = torch.where(chance(x, 0.5), 1 / (1 + torch.rand(len(x), 1, 1, 1, device=x.device)), 1.0)[..., 0]
     down, across = ((2 * torch.arange(n, device=x.device) + 1) / n - 1 for n in x.shape[2:])
     # Not by affine_grid: its product of matrices may run in TF32, in which there are not enough pixels.
-    places = torch.broadcast_tensors(part * across, part * down[:, None])
-    x = F.grid_sample(x, torch.stack(places, 3), mode="bicubic", padding_mode="border", align_corners=False)
+    size = (len(x), len(down), len(across))
+    places = torch.stack([(part * across).expand(size), (part * down[:, None]).expand(size)], 3)
+    x = F.grid_sample(x, places, mode="bicubic", padding_mode="border", align_corners=False)
     amount = NOISE * torch.rand(len(x), 1, 1, 1, device=x.device) * chance(x, 0.5)
     x = x + torch.randn_like(x) * amount
-    return torch.where(chance(x, 0.5), half_colour(x), x).round().clamp(0, 255)
+    pale: Tensor = torch.where(chance(x, 0.5), half_colour(x), x)
+    return pale.round().clamp(0, 255)
 
 
 def half_colour(x: Tensor) -> Tensor:

@@ -158,8 +158,8 @@ class Conv(nn.Module):
         self.exact = self.frozen = True
 
     def forward(self, x: Tensor, quality: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        """x [B, in, H, W]; quality int64 [B] (or, unless frozen, its ``shares``), needed where ``knots`` > 1; rows int64 [out], the output channels wanted,
-        by default all. Gives [B, out, H, W], not yet rounded."""
+        """x [B, in, H, W]; quality int64 [B], needed where ``knots`` > 1 (unless frozen, its ``shares`` will do); rows
+        int64 [out], the output channels wanted, by default all. Gives [B, out, H, W], not yet rounded."""
         weight, bias = (self.weight, self.bias) if self.frozen or not self.exact else self.rounded()
         if rows is not None:
             weight, bias = weight[rows], bias[:, rows]

@@ -253,7 +253,8 @@ class Context(nn.Module):
         # conv_c has a mean and an index for all M latents; a position needs only those of its quarter. To compute them
         # all takes no longer than to go four times through every other row and column.
         out = self.conv_c(h)
-        quarters = step_quarters(*y_hat.shape[2:], self.step, y_hat.device)
+        rows, columns = y_hat.shape[2:]
+        quarters = step_quarters(rows, columns, self.step, y_hat.device)
         mean, index = (pick(part, quarters) for part in out.chunk(2, 1))
         return (
             requantise(mean, unit, -MEAN_MAX, MEAN_MAX, exact),

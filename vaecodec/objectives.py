@@ -227,7 +227,8 @@ class Lossless:
 
     @property
     def stride(self) -> int:
-        return self.step * 2 ** len(self.config.latents)
+        stride: int = self.step * 2 ** len(self.config.latents)
+        return stride
 
     def build(self) -> LosslessModel:
         return LosslessModel(self.config)

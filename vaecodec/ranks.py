@@ -31,7 +31,7 @@ def mean(values: list[Tensor]) -> None:
     if count() > 1:
         flat = torch.cat([value.flatten() for value in values])
         dist.all_reduce(flat)
-        parts = (flat / count()).split([value.numel() for value in values])
+        parts = torch.split_with_sizes(flat / count(), [value.numel() for value in values])
         torch._foreach_copy_(values, [part.view_as(value) for part, value in zip(parts, values, strict=True)])
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitstream import VaeError
 
@@ -40,8 +40,7 @@ class Trainer:
     """A model in training, its average, its optimisers, and the guard that goes back where the loss jumps.
 
     ``step`` is the whole of a step: crops, loss, gradients, clipping, optimisers. It waits for nothing and changes
-    tensors in place, ``changing`` all of them, so that ``capture`` can make graphs of it; ``launch`` runs the one or the
-    other.
+    tensors in place, ``changing`` all of them, so that ``capture`` can make graphs of it; ``launch`` runs either.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class Trainer:
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
         if self.device.type == "cuda":
-            self.events.append(torch.cuda.Event())
+            self.events.append(torch.cuda.Event())  # type: ignore[no-untyped-call]
             self.events[-1].record()
             if len(self.events) > IN_FLIGHT:
                 self.events.popleft().synchronize()
@@ -120,7 +119,7 @@ class Trainer:
     def capture(self, phases: Sequence[Phase]) -> None:
         """Two graphs for each phase, with and without SOAP's factors; what the warm-up changes is put back."""
         before, random = [t.clone() for t in self.changing()], torch.cuda.get_rng_state(self.device)
-        stream = torch.cuda.Stream(self.device)
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         for phase in phases:
             self.warm_up(phase, stream)
             pool = None
@@ -241,7 +240,7 @@ def clip(grads: list[Tensor], usual: Tensor) -> Tensor:
 
     Outliers, clipped, hardly move what is usual.
     """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     limit = torch.where(usual > 0, CLIP * usual, norm)
     torch._foreach_mul_(grads, (limit / (norm + 1e-12)).clamp(max=1.0))
     usual.copy_(torch.lerp(torch.where(usual > 0, usual, norm), norm.minimum(limit), NORM_LERP))

@@ -1,7 +1,7 @@
 """`vaecodec train`: training under a time budget, on a CPU, a GPU, or several under torchrun.
 
 The learning rate warms up, stays, and decays over the last part of the time; the checkpoint from before the decay is
-kept, because that is the one to go on from. What is minimised is in ``objectives.py``, what a step does in ``steps.py``.
+kept, because that is the one to go on from. What is minimised is in ``objectives.py``, what a step is in ``steps.py``.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class TrainConfig:
     """The [train] table of a configuration.
 
     ``phases`` follow one another; what one does not say of its batch and crop, ``batch`` and ``crop`` say. ``batch`` is
-    that of all processes together. ``lr`` is Adam's; ``soap``, if not 0, that of SOAP for the layers' matrices. ``decay``
-    is a part of the time, at its end. ``ema``: of the weights, at each step.
+    that of all processes together. ``lr`` is Adam's; ``soap``, if not 0, that of SOAP for the layers' matrices.
+    ``decay`` is a part of the time, at its end. ``ema``: of the weights, at each step.
     """
 
     batch: int = 8
@@ -141,16 +141,16 @@ def train(
     sound weights in last.pt, where the loss is not finite any more.
     """
     objective, config = read_config(config_path)
+    device = device_of(device_name)
+    state = None if resume is None else checkpoints.read(resume, objective, device)
     folder = checkpoints.Folder(out, objective)
     folder.refuse_to_replace(resume, overwrite)
-    device = device_of(device_name)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         # Imported later, as optimisers do, it would keep the group for ever: as a default argument (torch 2.14).
         importlib.import_module("torch.distributed.nn")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.manual_seed(seed)  # the same on all ranks, as is all that they draw; see ranks.py
-    state = None if resume is None else checkpoints.read(resume, objective, device)
     crops = Crops(load_images(data, quiet=rank > 0), device)
     for phase in config.phases:
         objective.check(phase, crops)
