@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from vaecodec import Codec
 from vaecodec.model import (
-    LAMBDA_MAX,
     LAMBDA_MIN,
     SCALE_MAX,
     SCALE_MIN,
@@ -83,7 +82,7 @@ def test_gaussian_probabilities_of_integers_sum_to_one(scale: float) -> None:
 def test_scales_and_lambda_span_their_ranges() -> None:
     ends = scale_of(torch.tensor([0.0, 63.0]))
     assert ends.tolist() == pytest.approx([SCALE_MIN, SCALE_MAX])
-    assert lagrangian(torch.tensor([0, 10000])).tolist() == pytest.approx([LAMBDA_MIN, LAMBDA_MAX])
+    assert lagrangian(torch.tensor([0, 10000]), 0.5).tolist() == pytest.approx([LAMBDA_MIN, 0.5])
 
 
 @pytest.mark.parametrize("exact", [False, True])

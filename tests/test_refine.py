@@ -10,7 +10,7 @@ from PIL import Image
 import vaecodec.codec
 from vaecodec import Codec
 from vaecodec.metrics import psnr
-from vaecodec.model import lagrangian
+from vaecodec.model import Config, lagrangian
 from vaecodec.refine import by_chance
 
 
@@ -18,7 +18,7 @@ def cost(codec: Codec, image: Image.Image, quality: float, effort: int) -> float
     """Rate + lambda * distortion of the file, in bits a pixel."""
     data = codec.compress(image, quality, effort=effort)
     error = 255**2 / 10 ** (psnr(image, codec.decompress(data)) / 10)
-    weight = float(lagrangian(torch.tensor(round(100 * quality))))
+    weight = float(lagrangian(torch.tensor(round(100 * quality)), Config.lambda_max))
     return 8 * len(data) / (image.width * image.height) + weight * error
 
 

@@ -125,7 +125,7 @@ def test_training_lowers_the_loss_and_keeps_the_stable_state(data: Path, tmp_pat
         torch.manual_seed(1)
         with torch.no_grad():
             x, quality = crops.batch(16, 64), crops.qualities(16)
-            return float(rate_distortion_loss(model, x, quality, objective.loss_power))
+            return float(rate_distortion_loss(model, x, quality, objective.loss_power, objective.config.lambda_max))
 
     assert loss(last) < loss(None)
 

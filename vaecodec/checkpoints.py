@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from . import lossless, model
+from .exact import ExactConv
 from .objectives import Objective
 from .weights import WeightsError, load
 
@@ -93,8 +94,7 @@ def read(path: Path, objective: Objective, device: torch.device) -> dict[str, An
     Raises WeightsError for what is neither, ValueError for a model that is not the objective's.
     """
     if path.suffix == ".safetensors":
-        trained: Any = load(path, device).model
-        state = {"model": trained.state_dict(), "kind": kind_of(trained), "config": asdict(trained.config)}
+        state = thawed(load(path, device).model)
     else:
         state = opened(path, device)
     name, config = state["kind"], asdict(model_of(state, path).config)
@@ -119,8 +119,14 @@ def opened(path: Path, device: torch.device) -> dict[str, Any]:
         raise WeightsError(f"{path} is no checkpoint of a training run{reason}") from None
 
 
-def kind_of(trained: nn.Module) -> str:
-    return "lossless" if isinstance(trained, lossless.LosslessModel) else "lossy"
+def thawed(frozen: Any) -> dict[str, Any]:
+    """The state of exported weights, as floating-point numbers."""
+    tensors = {name: tensor.float() for name, tensor in frozen.state_dict().items()}
+    for name, layer in frozen.named_modules():
+        if isinstance(layer, ExactConv):
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = layer.thawed()
+    kind = "lossless" if isinstance(frozen, lossless.LosslessModel) else "lossy"
+    return {"model": tensors, "kind": kind, "config": asdict(frozen.config)}
 
 
 def model_of(state: dict[str, Any], path: Path) -> model.LossyModel | lossless.LosslessModel:
@@ -132,7 +138,11 @@ def model_of(state: dict[str, Any], path: Path) -> model.LossyModel | lossless.L
             built = lossless.LosslessModel(lossless.Config(**settings))
         else:
             built = model.LossyModel(model.Config(**settings))
-        built.load_state_dict(state.get("average", state["model"]))
+        found = built.load_state_dict(state.get("average", state["model"]), strict=False)
+        # Units are set where there are none: see calibrate.py.
+        missing = [name for name in found.missing_keys if not name.endswith("_units")]
+        if missing or found.unexpected_keys:
+            raise ValueError(f"{len(missing)} tensors are missing, {len(found.unexpected_keys)} are unknown")
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{path} does not fit its own configuration: {str(error).splitlines()[0]}") from None
     return built

@@ -1,16 +1,21 @@
 """Convolutions that give the same bits on every machine.
 
-Every activation is a multiple of a power of two (its *unit*) and every weight a multiple of ``2**-shift``, so each
-product and each partial sum is an integer times one power of two. While that integer stays below 2**24 a float32
-holds it exactly, and a sum of exact terms does not depend on the order in which a library, a vector unit or a GPU
-adds them up. So a plain ``conv2d`` is exact as it stands; no integer kernels are needed.
+Every activation is an integer times a power of two (its *unit*). A layer multiplies integers by integer weights and
+adds an integer bias; while such a sum stays below 2**24 a float32 holds it exactly, and a sum of exact terms does not
+depend on the order in which a library, a vector unit or a GPU adds them up. The sum is then multiplied once, in
+float32, by the scale of its row, rounded half to even and clamped:
+
+    out = clamp(rint(float32(sum) * scale), low, high)
+
+That is what ONNX calls QLinearConv, so where activations and weights have 8 bits, integer kernels give the same; and
+a plain ``conv2d`` of integers in float32 gives it everywhere.
 
 A layer lives in one of three states:
 
 * float     training, first part: ordinary weights, nothing is rounded (bf16 autocast is allowed);
 * exact     training, last part: weights and activations are rounded in the forward pass, gradients pass straight
             through (Bengio et al. 2013, arXiv:1308.3432);
-* frozen    after export: the parameters *are* the rounded values and are used as they stand.
+* frozen    after export: the parameters *are* the integers and are used as they stand.
 
 The rounded layer in training and the frozen layer compute the same function (at qualities between two knots up to the
 rounding of the interpolated bias).
@@ -26,8 +31,9 @@ from torch import Tensor, nn
 
 ACCUMULATOR_LIMIT = 2**24
 """Sums stay below this integer, up to which float32 is exact."""
-WEIGHT_LIMIT = 1023
+WEIGHT_MAX = 1023
 """Largest integer weight; at most 2047, the integers that survive a cast to TF32."""
+WEIGHT_MAX_8 = 127
 
 UNIT = 1 / 16
 """Grid of hidden activations."""
@@ -39,10 +45,14 @@ QUALITY_MAX = 10000
 """Quality is counted in hundredths: 0..10000."""
 
 
+def rounded(x: Tensor) -> Tensor:
+    """To the nearest integer, half to even; the gradient passes straight through."""
+    return x + (x.detach().round() - x.detach()) if x.requires_grad else x.round()
+
+
 def snap(x: Tensor, unit: float) -> Tensor:
-    """Round to the nearest multiple of ``unit`` (ties upwards); the gradient passes straight through."""
-    rounded = torch.floor(x * (1 / unit) + 0.5) * unit
-    return x + (rounded - x).detach() if x.requires_grad else rounded
+    """Round to the nearest multiple of ``unit``, half to even; the gradient passes straight through."""
+    return rounded(x * (1 / unit)) * unit
 
 
 def interpolate(knots: Tensor, quality: Tensor) -> Tensor:
@@ -71,17 +81,15 @@ def shares(quality: Tensor, knots: int) -> Tensor:
 
 
 class Conv(nn.Module):
-    """A 1x1 or 3x3 convolution, zero padding, whose bias may depend on the quality.
+    """A convolution with zero padding whose bias may depend on the quality, in floating point.
 
     The weight is kept as a matrix [out, in * k * k]: an output channel is a row, which is what the accumulator bound
     and a matrix optimiser look at.
 
-    ``in_max``: largest magnitude of each input channel in units of ``in_unit`` (one number, or one for each channel).
     ``knots``: how many biases are stored over the quality range; they are interpolated.
     ``wide``: never computed in bf16 (linear paths whose values span many bits).
     ``linear``: starts at the solution of a linear problem and is not trained: a small step there moves every
     output.
-    ``added``: largest magnitude, in units of ``out_unit``, of what is added to the result before it is rounded.
     """
 
     def __init__(
@@ -90,79 +98,22 @@ class Conv(nn.Module):
         c_out: int,
         kernel: int = 1,
         *,
-        in_unit: float = UNIT,
-        in_max: int | list[int] = HIDDEN_MAX,
-        out_unit: float = UNIT,
         knots: int = 1,
-        added: int = 0,
         wide: bool = False,
         linear: bool = False,
         zero: bool = False,
     ) -> None:
         super().__init__()
         self.shape = (c_out, c_in, kernel, kernel)
-        self.in_unit, self.out_unit, self.added = in_unit, out_unit, added
         self.wide, self.linear = wide, linear
         fan_in = c_in * kernel * kernel
         self.weight = nn.Parameter(torch.randn(c_out, fan_in) * (0.0 if zero else math.sqrt(2 / fan_in)))
         self.bias = nn.Parameter(torch.zeros(knots, c_out))
         self.requires_grad_(not linear)
-        limits = torch.tensor([in_max] * c_in if isinstance(in_max, int) else in_max, dtype=torch.float64)
-        self.register_buffer("in_max", limits.repeat_interleave(kernel * kernel), persistent=False)
-        self.in_max: Tensor
-        self.exact = False
-        self.frozen = False
 
-    def shifts(self) -> Tensor:
-        """int64 [out]: the finest grid 2**-shift of each row that keeps every sum below the accumulator limit."""
-        weight, bias = self.weight.detach().double(), self.bias.detach().double()
-        reach = (weight.abs() * self.in_max).sum(1) + bias.abs().amax(0) / self.in_unit
-        rounding = (0.5 + self.added) * self.out_unit / self.in_unit
-        largest = weight.abs().amax(1)
-        # 0.98: rounding a weight up may lengthen the row a little
-        by_sum = torch.log2(0.98 * ACCUMULATOR_LIMIT / (reach + rounding))
-        by_weight = torch.log2(WEIGHT_LIMIT / largest.clamp(min=1e-9))
-        return torch.minimum(by_sum, by_weight).floor().clamp(max=20).long()
-
-    def rounded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias on their grids, differentiable."""
-        scale = torch.exp2(self.shifts()).to(self.weight.dtype)
-        weight = snap(self.weight * scale[:, None], 1.0) / scale[:, None]
-        return weight, snap(self.bias, self.out_unit)
-
-    def integers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What is exported: weight int16 [out, in*k*k] in steps of 2**-shift, bias int32 [knots, out] in steps of
-        ``out_unit``, shift int8 [out].
-
-        Raises ValueError where a sum could leave the range in which float32 is exact.
-        """
-        shift = self.shifts()
-        scale = torch.exp2(shift.double())
-        weight = torch.floor(self.weight.detach().double() * scale[:, None] + 0.5)
-        bias = torch.floor(self.bias.detach().double() / self.out_unit + 0.5)
-        unit = scale * self.out_unit / self.in_unit  # one out_unit, counted in steps of the sum
-        reach = (weight.abs() * self.in_max).sum(1) + (bias.abs().amax(0) + 0.5 + self.added) * unit
-        if float(unit.min()) < 1:
-            raise ValueError("biases are finer than the grid of the sums")
-        if float(reach.max()) >= ACCUMULATOR_LIMIT or float(weight.abs().max()) > WEIGHT_LIMIT:
-            raise ValueError(f"a sum may reach {float(reach.max()):.0f}, the limit is {ACCUMULATOR_LIMIT}")
-        return weight.to(torch.int16), bias.to(torch.int32), shift.to(torch.int8)
-
-    def freeze(self, weight: Tensor, bias: Tensor, shift: Tensor) -> None:
-        """Take exported integers (see ``integers``) as parameters, to be used as they stand."""
-        scale = torch.exp2(shift.double())
-        if weight.shape != self.weight.shape or bias.shape != self.bias.shape:
-            raise ValueError("exported integers do not fit the layer")
-        self.weight = nn.Parameter((weight.double() / scale[:, None]).float(), requires_grad=False)
-        self.bias = nn.Parameter((bias.double() * self.out_unit).float(), requires_grad=False)
-        self.exact = self.frozen = True
-
-    def forward(self, x: Tensor, quality: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        """x [B, in, H, W]; quality int64 [B], needed where ``knots`` > 1 (unless frozen, its ``shares`` will do); rows
-        int64 [out], the output channels wanted, by default all. Gives [B, out, H, W], not yet rounded."""
-        weight, bias = (self.weight, self.bias) if self.frozen or not self.exact else self.rounded()
-        if rows is not None:
-            weight, bias = weight[rows], bias[:, rows]
+    def convolved(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """x [B, in, H, W] with the weight [out, in * k * k] of some rows and a bias [1, out], or one for each of the
+        batch [B, out]."""
         x = x.to(self.weight.dtype) if self.wide else x
         constant = bias[0] if len(bias) == 1 else None
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not self.wide):
@@ -174,14 +125,166 @@ class Conv(nn.Module):
                 if pad and not x.requires_grad:
                     kernel, x = (t.contiguous(memory_format=torch.channels_last) for t in (kernel, x))
                 out = F.conv2d(x, kernel, constant, padding=pad)
-        if len(bias) == 1:
-            return out
-        assert quality is not None
+        return out if constant is not None else out + bias[:, :, None, None].to(out.dtype)
+
+    def forward(self, x: Tensor, quality: Tensor | None = None) -> Tensor:
+        """x [B, in, H, W]; quality int64 [B], or its ``shares``, needed where ``knots`` > 1. Gives [B, out, H, W]."""
+        return self.convolved(x, self.weight, at(self.bias, quality))
+
+
+def at(bias: Tensor, quality: Tensor | None) -> Tensor:
+    """A bias [knots, out] at each quality [B]: [B, out], or [1, out] if it does not depend on it."""
+    if len(bias) == 1:
+        return bias
+    assert quality is not None
+    return interpolate(bias, quality)
+
+
+class ExactConv(Conv):
+    """A convolution of integers, see above. Inputs and outputs are floating-point multiples of their units.
+
+    ``in_unit``, ``out_unit``: powers of two. ``in_max``: largest magnitude of each input channel in units of
+    ``in_unit`` (one number, or one for each channel). ``low``, ``high``: the outputs' limits in units of ``out_unit``.
+    ``weight_max``: largest integer weight; up to 127 they are kept in 8 bits.
+    ``calibrated``: each channel has a unit of its own, in buffers ``in_units`` [in] and ``out_units`` [out] that
+    training sets.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 1,
+        *,
+        in_unit: float,
+        in_max: int | list[int],
+        out_unit: float,
+        low: int,
+        high: int,
+        weight_max: int = WEIGHT_MAX,
+        calibrated: bool = False,
+        knots: int = 1,
+        wide: bool = False,
+        linear: bool = False,
+        zero: bool = False,
+    ) -> None:
+        super().__init__(c_in, c_out, kernel, knots=knots, wide=wide, linear=linear, zero=zero)
+        self.low, self.high, self.weight_max, self.calibrated = low, high, weight_max, calibrated
+        self.out_unit = out_unit
+        self.register_buffer("in_units", torch.full((c_in,), in_unit), persistent=calibrated)
+        self.register_buffer("out_units", torch.full((c_out,), out_unit), persistent=calibrated)
+        limits = torch.tensor([in_max] * c_in if isinstance(in_max, int) else in_max, dtype=torch.float64)
+        self.register_buffer("in_max", limits, persistent=False)
+        self.register_buffer("scale", torch.ones(c_out), persistent=False)
+        self.in_units: Tensor
+        self.out_units: Tensor
+        self.in_max: Tensor
+        self.scale: Tensor
+        self.exact = False
+        self.frozen = False
+
+    def by_column(self, channels: Tensor) -> Tensor:
+        """Values of the input channels [in] for the weight's columns [in * k * k]."""
+        return channels.repeat_interleave(self.shape[2] * self.shape[3])
+
+    def steps(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """float64 [out]: how many steps of the sum make an output unit, as many as the limits allow.
+
+        weight and bias: in units of inputs and outputs.
+        """
+        weight, bias = weight.detach().double(), bias.detach().double()
+        limits = self.by_column(self.in_max)
+        # Rounding may lengthen each weight by half a step.
+        room = ACCUMULATOR_LIMIT - 1 - 0.5 * (limits.sum() + 1)
+        by_sum = room / ((weight.abs() * limits).sum(1) + bias.abs().amax(0)).clamp(min=1e-9)
+        by_weight = self.weight_max / weight.abs().amax(1).clamp(min=1e-6)
+        return torch.minimum(by_sum, by_weight).clamp(max=2.0**20)
+
+    def on_grid(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Integer weight [out, in * k * k] and bias [knots, out], differentiable, and the float32 scale [out]."""
+        dtype = self.weight.dtype
+        weight = self.weight * self.by_column(self.in_units).to(dtype) / self.out_units[:, None].to(dtype)
+        bias = self.bias / self.out_units.to(dtype)
+        scale = (1 / self.steps(weight, bias)).float()
+        inverse = (1 / scale.double()).to(dtype)
+        weight = rounded(weight * inverse[:, None]).clamp(-self.weight_max, self.weight_max)
+        return weight, rounded(bias * inverse), scale
+
+    def integers(self) -> dict[str, Tensor]:
+        """What is exported: ``weight`` int8 or int16 [out, in * k * k] and ``bias`` int32 [knots, out], both in steps
+        of the sum, ``scale`` float32 [out]; where ``calibrated``, the logarithms to base 2 of the units too,
+        ``in_units`` and ``out_units``, int8.
+
+        Raises ValueError where a sum could leave the range in which float32 is exact.
+        """
+        weight, bias, scale = (t.detach() for t in self.on_grid())
+        reach = float(
+            ((weight.double().abs() * self.by_column(self.in_max)).sum(1) + bias.double().abs().amax(0)).max()
+        )
+        if not reach < ACCUMULATOR_LIMIT:
+            raise ValueError(f"a sum may reach {reach:.0f}, the limit is {ACCUMULATOR_LIMIT}")
+        kind = torch.int8 if self.weight_max <= WEIGHT_MAX_8 else torch.int16
+        parts = {"weight": weight.to(kind), "bias": bias.to(torch.int32), "scale": scale}
+        if self.calibrated:
+            parts |= {
+                name: units.double().log2().round().to(torch.int8)
+                for name, units in (("in_units", self.in_units), ("out_units", self.out_units))
+            }
+        return parts
+
+    def freeze(self, parts: dict[str, Tensor]) -> None:
+        """Take exported integers (see ``integers``) as parameters, to be used as they stand."""
+        weight, bias = parts["weight"], parts["bias"]
+        if weight.shape != self.weight.shape or bias.shape != self.bias.shape:
+            raise ValueError("exported integers do not fit the layer")
+        if self.calibrated:
+            self.in_units, self.out_units = (torch.exp2(parts[name].float()) for name in ("in_units", "out_units"))
+        self.weight = nn.Parameter(self.kernel(weight.float()), requires_grad=False)
+        self.bias = nn.Parameter(bias.float(), requires_grad=False)
+        self.scale = parts["scale"].float()
+        self.exact = self.frozen = True
+
+    def thawed(self) -> tuple[Tensor, Tensor]:
+        """Of a frozen layer, the weight and bias that training goes on from."""
+        step = self.scale.double() * self.out_units.double()
+        return (self.weight * step[:, None]).float(), (self.bias * step).float()
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        """Integer weights divided by the units of what they multiply: products with activations are integers then."""
+        return weight / self.by_column(self.in_units).to(weight.dtype)
+
+    def forward(self, x: Tensor, quality: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """x [B, in, H, W]; quality int64 [B], or unless frozen its ``shares``, needed where ``knots`` > 1; rows int64
+        [out], the output channels wanted, by default all. Gives [B, out, H, W], clamped and, where ``exact``, rounded.
+        """
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        scale, units = self.scale, self.out_units
+        if self.exact and not self.frozen:
+            weight, bias, scale = self.on_grid()
+            weight = self.kernel(weight)
+        if rows is not None:
+            weight, bias, scale, units = weight[rows], bias[:, rows], scale[rows], units[rows]
         if self.frozen:
-            offset = interpolate((bias / self.out_unit).long(), quality) * self.out_unit
+            bias = at(bias.long(), quality).to(bias.dtype)
         else:
-            offset = interpolate(bias, quality)
-        return out + offset[:, :, None, None].to(out.dtype)
+            bias = rounded(at(bias, quality)) if self.exact else at(bias, quality)
+        out, units = self.convolved(x, weight, bias), per_channel(units)
+        if not self.exact:
+            if not self.calibrated:
+                return F.hardtanh(out, self.low * self.out_unit, self.high * self.out_unit)
+            units = units.to(out.dtype)
+            return F.hardtanh(out / units, self.low, self.high) * units
+        # The one product is float32's, also where the sums are float64's.
+        scale = per_channel(scale.float())
+        if out.requires_grad:
+            return rounded(F.hardtanh(out.float() * scale, self.low, self.high)).to(x.dtype) * units
+        return out.float().mul_(scale).round_().clamp_(self.low, self.high).to(x.dtype).mul_(units)
+
+
+def per_channel(x: Tensor) -> Tensor:
+    """Values [C] or [B, C] to go with [B, C, H, W]."""
+    return x[..., :, None, None]
 
 
 def keep_in(x: Tensor, low: float, high: float) -> Tensor:
@@ -196,4 +299,4 @@ def requantise(x: Tensor, unit: float, low: float, high: float, exact: bool) -> 
         x = F.hardtanh(x, low, high)
         return snap(x, unit) if exact else x
     # The same with less traffic: memory is what limits the elementwise operations.
-    return x.mul(1 / unit).add_(0.5).floor_().clamp_(low / unit, high / unit).mul_(unit)
+    return x.mul(1 / unit).round_().clamp_(low / unit, high / unit).mul_(unit)

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .exact import Conv, keep_in, requantise, snap
+from .exact import ExactConv, keep_in, requantise, snap
 from .ranks import share_of_noise
 
 UNIT = 1 / 32
@@ -42,6 +42,8 @@ UNIT = 1 / 32
 HIDDEN_MAX = 511
 OUT_UNIT = 1 / 256
 """Grid of what the last layers give."""
+OUT_MAX = 64 * 256
+"""Its limit, in its units."""
 LEVEL_UNIT = 1 / 4
 """Grid of pixels as the networks see them: differences from a local mean, in grey levels."""
 MEAN_UNIT = 1 / 8
@@ -87,16 +89,35 @@ class Config:
     groups: int = 0  # of scale indices, each of which a tile moves to where its own residuals want it
 
 
-def act(x: Tensor, exact: bool) -> Tensor:
-    return requantise(x, UNIT, 0, HIDDEN_MAX * UNIT, exact)
+def act(x: Tensor) -> Tensor:
+    """A sum of activations on their grid, kept in their range."""
+    return F.hardtanh(x, 0, HIDDEN_MAX * UNIT)
 
 
-def conv(c_in: int, c_out: int, kernel: int = 1, *, added: int = 0, gain: float = 1.0) -> Conv:
-    """A layer from activations to activations."""
-    layer = Conv(c_in, c_out, kernel, in_unit=UNIT, in_max=HIDDEN_MAX + 1, out_unit=UNIT, added=added)
+def conv(
+    c_in: int, c_out: int, kernel: int = 1, *, low: int = 0, high: int = HIDDEN_MAX, gain: float = 1.0
+) -> ExactConv:
+    """A layer from activations to activations. With a negative ``low``, something is to be added to these."""
+    layer = ExactConv(c_in, c_out, kernel, in_unit=UNIT, in_max=HIDDEN_MAX + 1, out_unit=UNIT, low=low, high=high)
     with torch.no_grad():
         layer.weight.mul_(gain)
     return layer
+
+
+def last(c_in: int, c_out: int, kernel: int = 1, *, zero: bool = False) -> ExactConv:
+    """A layer from activations to numbers, -64 to 64, on a finer grid."""
+    return ExactConv(
+        c_in,
+        c_out,
+        kernel,
+        in_unit=UNIT,
+        in_max=HIDDEN_MAX + 1,
+        out_unit=OUT_UNIT,
+        low=-OUT_MAX,
+        high=OUT_MAX,
+        wide=True,
+        zero=zero,
+    )
 
 
 def joined(h: Tensor, *more: Tensor) -> Tensor:
@@ -109,11 +130,11 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, more: int = 0) -> None:
         super().__init__()
-        self.conv = conv(channels + more, channels, 3, added=HIDDEN_MAX, gain=0.3)
+        self.conv = conv(channels + more, channels, 3, low=-HIDDEN_MAX, gain=0.3)
 
     def forward(self, h: Tensor, *more: Tensor) -> Tensor:
         x = joined(h, *more) if more else h
-        return act(h + self.conv(x), self.conv.exact)
+        return act(h + self.conv(x))
 
 
 def scale_of(index: Tensor) -> Tensor:
@@ -167,31 +188,23 @@ class Head(nn.Module):
         super().__init__()
         self.filters, self.span = (c.filters if known else 0), span
         if known:
-            self.base = Conv(
+            self.base = ExactConv(
                 3 * known,
                 3 * (1 + c.filters),
                 5,
                 in_unit=1.0,
                 in_max=CENTRE,
                 out_unit=MEAN_UNIT,
+                low=round(-255 / MEAN_UNIT),
+                high=round(255 / MEAN_UNIT),
                 wide=True,
                 linear=True,
             )
             self.base.weight.data.mul_(0.3)
-        self.hidden = conv(channels + 3 * (known > 0), 3 * c.hidden)
-        self.given = nn.ModuleList(conv(3 * k, c.hidden) for k in (1, 2))
-        self.out = nn.ModuleList(
-            Conv(
-                c.hidden,
-                3 + self.filters + k,
-                in_unit=UNIT,
-                in_max=HIDDEN_MAX + 1,
-                out_unit=OUT_UNIT,
-                wide=True,
-                zero=True,
-            )
-            for k in range(3)
-        )
+        given = HIDDEN_MAX + 1  # and what is added to it can change nothing beyond twice that
+        self.hidden = conv(channels + 3 * (known > 0), 3 * c.hidden, low=-2 * given, high=2 * given)
+        self.given = nn.ModuleList(conv(3 * k, c.hidden, low=-given, high=given) for k in (1, 2))
+        self.out = nn.ModuleList(last(c.hidden, 3 + self.filters + k, zero=True) for k in range(3))
 
     def enter(self, h: Tensor, spread: Tensor | None, colour: int | None = None) -> Tensor:
         """Hidden activations before what earlier colours say, of one colour [B, K, h, w] or of all [B, 3 K, h, w].
@@ -207,7 +220,7 @@ class Head(nn.Module):
         """The linear filters [B, 3 (1 + filters), h, w], colours in coding order, of known pixels [B, 3, h, w] each."""
         pixels = F.pad(torch.cat(known, 1) - CENTRE, (2, 2, 2, 2), mode="replicate")
         x: Tensor = self.base(pixels)[..., 2:-2, 2:-2]
-        return requantise(x, MEAN_UNIT, -255, 255, self.base.exact)
+        return x
 
     def colour(
         self, k: int, hidden: Tensor, linear: Tensor | None, centre: Tensor, seen: list[tuple[Tensor, Tensor]]
@@ -220,9 +233,8 @@ class Head(nn.Module):
         exact, h = self.hidden.exact, hidden
         if k:
             inputs = torch.stack([part for r, e in seen for part in (coarse(r, exact), e, logarithm(r, exact))], 1)
-            h = h + requantise(self.given[k - 1](inputs.to(h.dtype)), UNIT, -16, 16, exact)
-        out = self.out[k](act(h, exact)).float()
-        out = requantise(out, OUT_UNIT, -16, 16, exact)
+            h = h + self.given[k - 1](inputs.to(h.dtype))
+        out = F.hardtanh(self.out[k](act(h)).float(), -16, 16)
         mean = centre + out[:, 0] * self.span
         # The factors set how far a training step moves each: many filters add up, so a gate must move little.
         gates = requantise(out[:, 3 : 3 + self.filters] / 8, GATE_UNIT, -2, 2, exact)
@@ -313,7 +325,7 @@ def local_mean(a: Tensor) -> Tensor:
     x = F.pad(a, (1, 1, 1, 1), mode="replicate")
     x = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
     x = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
-    return torch.floor(x / (16 * LEVEL_UNIT) + 0.5) * LEVEL_UNIT
+    return snap(x / 16, LEVEL_UNIT)
 
 
 def differences(x: Tensor) -> Tensor:
@@ -367,7 +379,7 @@ class Level(nn.Module):
         exact = self.entry.exact
         mean = local_mean(a)
         bands = [coarse(a - mean, exact), coarse(mean - CENTRE, exact), coarse(2 * (mean - local_mean(mean)), exact)]
-        h = act(self.entry(joined(*bands, *([features] if features is not None else []))), exact)
+        h: Tensor = self.entry(joined(*bands, *([features] if features is not None else [])))
         for block in self.blocks:
             h = block(h)
         return h, mean
@@ -385,7 +397,7 @@ class Level(nn.Module):
     def features(self, h: Tensor) -> Tensor:
         """What the next finer level sees [B, features, 2h, 2w]."""
         assert self.up is not None
-        return F.pixel_shuffle(act(self.up(h), self.up.exact), 2)
+        return F.pixel_shuffle(self.up(h), 2)
 
     def forward(self, x: Tensor, features: Tensor | None) -> tuple[list[Phase], Tensor | None]:
         """Training pass: x [B, 3, 2h, 2w] in 0..255."""
@@ -421,16 +433,14 @@ class Gauss(nn.Module):
 
     def __init__(self, c_in: int, latents: int, kernel: int = 1) -> None:
         super().__init__()
-        self.conv = Conv(c_in, 2 * latents, kernel, in_unit=UNIT, in_max=HIDDEN_MAX + 1, out_unit=OUT_UNIT, wide=True)
+        self.conv = last(c_in, 2 * latents, kernel)
         with torch.no_grad():
             self.conv.weight.mul_(0.03)
 
     def forward(self, h: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and index; ``linear`` [B, C, h, w] is added to the mean."""
         mean, index = self.conv(h).float().chunk(2, 1)
-        exact = self.conv.exact
-        mean, index = (requantise(x, OUT_UNIT, -64, 64, exact) for x in (mean, index))
-        return on_grids(mean + requantise(linear, OUT_UNIT, -64, 64, exact), 24 + 8 * index, exact)
+        return on_grids(mean + linear, 24 + 8 * index, self.conv.exact)
 
 
 def on_grids(mean: Tensor, index: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
@@ -438,6 +448,22 @@ def on_grids(mean: Tensor, index: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
     limit, last = LATENT_MAX * LATENT_UNIT, LATENT_SCALES - 1
     mean = requantise(mean, LATENT_UNIT / 4, -limit, limit, exact)
     return mean, requantise(keep_in(index, 0, last), 1.0, 0, last, exact)
+
+
+def linear_conv(c_in: int, c_out: int, kernel: int, in_unit: float, in_max: int) -> ExactConv:
+    """A linear path beside the networks."""
+    return ExactConv(
+        c_in,
+        c_out,
+        kernel,
+        in_unit=in_unit,
+        in_max=in_max,
+        out_unit=OUT_UNIT,
+        low=-OUT_MAX,
+        high=OUT_MAX,
+        wide=True,
+        linear=True,
+    )
 
 
 class Above(NamedTuple):
@@ -462,18 +488,26 @@ class Vae(nn.Module):
         self.prior = nn.ModuleList(Gauss(w, n) for n in c.latents[:-1])
         # Linear paths beside the networks: pixels to posterior means, latents to the means of what they stand above.
         self.project = nn.ModuleList(
-            Conv(3 * 4 ** (g + 1), n, in_unit=1 / CENTRE, in_max=CENTRE, out_unit=OUT_UNIT, wide=True, linear=True)
-            for g, n in enumerate(c.latents)
+            linear_conv(3 * 4 ** (g + 1), n, 1, 1 / CENTRE, CENTRE) for g, n in enumerate(c.latents)
         )
         self.expand = nn.ModuleList(
-            Conv(n, 4 * m, 3, in_unit=LATENT_UNIT, in_max=LATENT_MAX, out_unit=OUT_UNIT, wide=True, linear=True)
-            for n, m in zip(c.latents, (3, *c.latents), strict=False)
+            linear_conv(n, 4 * m, 3, LATENT_UNIT, LATENT_MAX) for n, m in zip(c.latents, (3, *c.latents), strict=False)
         )
         top = torch.zeros(2, c.latents[-1])
         top[1] = 24
         self.top_mean, self.top_index = nn.Parameter(top[0]), nn.Parameter(top[1])
         self.take = nn.ModuleList(
-            Conv(n, w, 3, in_unit=LATENT_UNIT, in_max=LATENT_MAX, out_unit=UNIT, added=HIDDEN_MAX) for n in c.latents
+            ExactConv(
+                n,
+                w,
+                3,
+                in_unit=LATENT_UNIT,
+                in_max=LATENT_MAX,
+                out_unit=UNIT,
+                low=-HIDDEN_MAX,
+                high=HIDDEN_MAX,
+            )
+            for n in c.latents
         )
         self.top_down = nn.ModuleList(nn.Sequential(*(Residual(w) for _ in range(c.vae_blocks))) for _ in range(groups))
         self.up = nn.ModuleList(conv(w, 4 * w) for _ in range(groups))
@@ -483,11 +517,11 @@ class Vae(nn.Module):
     def inference(self, x: Tensor) -> list[Tensor]:
         """Bottom-up features, finest first, of x [B, 3, 8h, 8w] in 0..255 (for three groups)."""
         exact = self.entry.exact
-        h = act(self.entry(F.pixel_unshuffle(requantise((x - 128) / 8, UNIT, -16, 16, exact), 2)), exact)
+        h: Tensor = self.entry(F.pixel_unshuffle(requantise((x - 128) / 8, UNIT, -16, 16, exact), 2))
         features = []
         for g, blocks in enumerate(self.bottom_up):
             if g:
-                h = act(self.down[g - 1](F.pixel_unshuffle(h, 2)), exact)
+                h = self.down[g - 1](F.pixel_unshuffle(h, 2))
             h = blocks(h)
             features.append(h)
         return features
@@ -512,10 +546,9 @@ class Vae(nn.Module):
         """What is known after z_g [B, C, h, w], at twice its resolution."""
         exact = self.entry.exact
         seen = requantise(z, LATENT_UNIT, -LATENT_MAX * LATENT_UNIT, LATENT_MAX * LATENT_UNIT, exact)
-        h = act(self.take[g](seen) + (0 if above is None else above.h), exact)
+        h = act(self.take[g](seen) + (0 if above is None else above.h))
         h = self.top_down[g](h)
-        linear = requantise(self.expand[g](seen), OUT_UNIT, -64, 64, exact)
-        return Above(F.pixel_shuffle(act(self.up[g](h), exact), 2), F.pixel_shuffle(linear, 2))
+        return Above(F.pixel_shuffle(self.up[g](h), 2), F.pixel_shuffle(self.expand[g](seen), 2))
 
     def sample(self, x: Tensor) -> tuple[Above, list[Latent]]:
         """Latents of x [B, 3, h, w] drawn from the posterior, differentiable, and what they say of x."""
@@ -550,8 +583,8 @@ class LosslessModel(nn.Module):
             for depth in range(c.levels - 1, -1, -1)
         )
 
-    def convs(self) -> Iterator[tuple[str, Conv]]:
-        return ((name, m) for name, m in self.named_modules() if isinstance(m, Conv))
+    def convs(self) -> Iterator[tuple[str, ExactConv]]:
+        return ((name, m) for name, m in self.named_modules() if isinstance(m, ExactConv))
 
     def exact(self, on: bool) -> None:
         for _, layer in self.convs():
@@ -627,7 +660,7 @@ def start_vae(vae: Vae, x: Tensor) -> None:
     below = x
     for g, (project, expand) in enumerate(zip(vae.project, vae.expand, strict=True)):
         posterior = vae.posterior[g]
-        assert isinstance(project, Conv) and isinstance(expand, Conv) and isinstance(posterior, Gauss)
+        assert isinstance(project, ExactConv) and isinstance(expand, ExactConv) and isinstance(posterior, Gauss)
         blocks = F.pixel_unshuffle(x, 2 ** (g + 1))
         rows = blocks.permute(0, 2, 3, 1).flatten(0, 2).double()
         vectors = torch.linalg.eigh(rows.T @ rows)[1].flip(1)[:, : len(project.weight)].T

@@ -35,10 +35,14 @@ from .exact import (
     STREAM_MAX,
     STREAM_UNIT,
     UNIT,
+    WEIGHT_MAX_8,
     Conv,
+    ExactConv,
     interpolate,
     keep_in,
+    per_channel,
     requantise,
+    rounded,
     shares,
     snap,
 )
@@ -46,7 +50,7 @@ from .ranks import share_of_noise
 
 SCALES = 64
 SCALE_MIN, SCALE_MAX = 0.11, 256.0
-LAMBDA_MIN, LAMBDA_MAX = 0.001, 0.25
+LAMBDA_MIN = 0.001
 PATCH = 16
 """Pixels to a latent, along one side."""
 HYPER = 4
@@ -62,6 +66,8 @@ MEAN_MAX = 2047.0
 INDEX_GAIN = 16
 """Table indices to one unit of the networks."""
 CONTEXT_MAX = 511
+OUT_MAX = 2**17 - 1
+"""Limit of what the last layers give, in their units."""
 GAIN_BITS = 20
 """Fraction bits of the decoder's integer gains."""
 
@@ -78,6 +84,7 @@ class Config:
     hyper_latent: int = 64  # channels of z
     knots: int = 9  # stored points over the quality range
     bits: int = 4  # of activations after the point, in h_s and the context networks, and of means
+    lambda_max: float = 0.25  # at quality 100
 
     @property
     def unit(self) -> float:
@@ -85,9 +92,10 @@ class Config:
         return 2.0**-self.bits
 
 
-def lagrangian(quality: Tensor) -> Tensor:
-    """lambda of a quality (hundredths): log-linear; weighs the mean squared error on the 0..255 scale."""
-    return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality.double() / QUALITY_MAX).float()
+def lagrangian(quality: Tensor, largest: float) -> Tensor:
+    """lambda of a quality (hundredths): log-linear up to ``largest``; weighs the mean squared error on the 0..255
+    scale."""
+    return LAMBDA_MIN * (largest / LAMBDA_MIN) ** (quality.double() / QUALITY_MAX).float()
 
 
 def scale_of(index: Tensor) -> Tensor:
@@ -123,36 +131,86 @@ def place(y: Tensor, quarters: Tensor, values: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """x + 1x1(relu(3x3(x))); the hidden layer's bias depends on the quality."""
+    """x + 1x1(relu(3x3(x))), in floating point; the hidden layer's bias depends on the quality."""
 
     def __init__(self, channels: int, inner: int, knots: int) -> None:
         super().__init__()
         self.conv_3 = Conv(channels, inner, 3, knots=knots)
-        self.conv_1 = Conv(inner, channels, out_unit=STREAM_UNIT, zero=True)
+        self.conv_1 = Conv(inner, channels, zero=True)
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
-        exact, limit = self.conv_3.exact, HIDDEN_MAX * UNIT
-        h = requantise(x, UNIT, -limit, limit, True) if exact else x
-        h = hidden(self.conv_3, h, quality)
-        # Rounded before it is added: the sum with x would need more bits than float32 has.
-        return stream(x + stream(self.conv_1(h), exact), False)
+        h = F.hardtanh(self.conv_3(x, quality), 0, HIDDEN_MAX * UNIT)
+        return bounded(x + bounded(self.conv_1(h)))
+
+
+class ExactBlock(nn.Module):
+    """The same in 8 bits: what the stream gives (-128 to 127), the hidden layer (0 to 255) and what is added to the
+    stream (-128 to 127), each channel in units of its own."""
+
+    def __init__(self, channels: int, inner: int, knots: int) -> None:
+        super().__init__()
+        self.conv_3 = conv_8(channels, inner, 3, in_max=128, low=0, high=255, knots=knots)
+        self.conv_1 = conv_8(inner, channels, in_max=255, low=-128, high=127, zero=True)
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        units = per_channel(self.conv_3.in_units).to(x.dtype)
+        if x.requires_grad or not self.conv_3.exact:
+            h = F.hardtanh(x / units, -128, 127)
+            h = (rounded(h) if self.conv_3.exact else h) * units
+        else:
+            h = (x / units).round_().clamp_(-128, 127).mul_(units)
+        # Units of what is added are multiples of the stream's, so the sum needs no rounding.
+        return bounded(x + self.conv_1(self.conv_3(h, quality)))
+
+
+def conv_8(
+    c_in: int, c_out: int, kernel: int = 1, *, in_max: int, low: int, high: int, knots: int = 1, zero: bool = False
+) -> ExactConv:
+    """A layer of 8-bit integers whose units are calibrated."""
+    return ExactConv(
+        c_in,
+        c_out,
+        kernel,
+        in_unit=UNIT,
+        in_max=in_max,
+        out_unit=UNIT,
+        low=low,
+        high=high,
+        weight_max=WEIGHT_MAX_8,
+        calibrated=True,
+        knots=knots,
+        zero=zero,
+    )
 
 
 def stream(x: Tensor, exact: bool) -> Tensor:
     return requantise(x, STREAM_UNIT, -STREAM_MAX * STREAM_UNIT, STREAM_MAX * STREAM_UNIT, exact)
 
 
-def hidden(conv: Conv, x: Tensor, quality: Tensor | None = None) -> Tensor:
-    return requantise(conv(x, quality), conv.out_unit, 0, HIDDEN_MAX * UNIT, conv.exact)
+def bounded(x: Tensor) -> Tensor:
+    return F.hardtanh(x, -STREAM_MAX * STREAM_UNIT, STREAM_MAX * STREAM_UNIT)
 
 
 def entropy_conv(
-    c: Config, c_in: int, c_out: int, kernel: int = 1, *, knots: int = 1, seen: int = 0, wide: bool = False
-) -> Conv:
-    """A layer of h_s or a context network. Its last ``seen`` inputs are latents, the others hidden activations."""
+    c: Config, c_in: int, c_out: int, kernel: int = 1, *, knots: int = 1, seen: int = 0, last: bool = False
+) -> ExactConv:
+    """A layer of h_s or a context network. Its last ``seen`` inputs are latents, the others hidden activations, as its
+    outputs are, unless it is the ``last``."""
     finer = round(UNIT / c.unit)
+    low, high = (-OUT_MAX, OUT_MAX) if last else (0, HIDDEN_MAX * finer)
     limits = [HIDDEN_MAX * finer] * (c_in - seen) + [CONTEXT_MAX * finer] * seen
-    return Conv(c_in, c_out, kernel, in_unit=c.unit, in_max=limits, out_unit=c.unit, knots=knots, wide=wide)
+    return ExactConv(
+        c_in,
+        c_out,
+        kernel,
+        in_unit=c.unit,
+        in_max=limits,
+        out_unit=c.unit,
+        low=low,
+        high=high,
+        knots=knots,
+        wide=last,
+    )
 
 
 class Analysis(nn.Module):
@@ -166,10 +224,10 @@ class Analysis(nn.Module):
         self.coarse = nn.ModuleList(Block(c.latent, c.inner, c.knots) for _ in range(c.blocks[1]))
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
-        h = stream(self.stem(F.pixel_unshuffle((x - 128) / PIXEL_SCALE, 8)), False)
+        h = bounded(self.stem(F.pixel_unshuffle((x - 128) / PIXEL_SCALE, 8)))
         for block in self.fine:
             h = block(h, quality)
-        h = stream(self.down(F.pixel_unshuffle(h, 2)), False)
+        h = bounded(self.down(F.pixel_unshuffle(h, 2)))
         for block in self.coarse:
             h = block(h, quality)
         return h
@@ -180,20 +238,32 @@ class Synthesis(nn.Module):
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        self.coarse = nn.ModuleList(Block(c.latent, c.inner, c.knots) for _ in range(c.blocks[1]))
-        self.up = Conv(c.latent, 4 * c.width, in_unit=STREAM_UNIT, in_max=STREAM_MAX, out_unit=STREAM_UNIT, wide=True)
-        self.fine = nn.ModuleList(Block(c.width, c.width, c.knots) for _ in range(c.blocks[0]))
-        self.head = Conv(c.width, 192, in_unit=STREAM_UNIT, in_max=STREAM_MAX, out_unit=PIXEL_UNIT, wide=True)
+        self.coarse = nn.ModuleList(ExactBlock(c.latent, c.inner, c.knots) for _ in range(c.blocks[1]))
+        self.up = wide_conv(c.latent, 4 * c.width, STREAM_UNIT, STREAM_MAX)
+        self.fine = nn.ModuleList(ExactBlock(c.width, c.width, c.knots) for _ in range(c.blocks[0]))
+        self.head = wide_conv(c.width, 192, PIXEL_UNIT, OUT_MAX)
 
     def forward(self, h: Tensor, quality: Tensor) -> Tensor:
         for block in self.coarse:
             h = block(h, quality)
-        h = F.pixel_shuffle(stream(self.up(h), self.up.exact), 2)
+        h = F.pixel_shuffle(self.up(h), 2)
         for block in self.fine:
             h = block(h, quality)
-        x = self.head(h)
-        x = snap(x, PIXEL_UNIT) if self.head.exact else x
-        return F.pixel_shuffle(x, 8) * PIXEL_SCALE + 128
+        return F.pixel_shuffle(self.head(h), 8) * PIXEL_SCALE + 128
+
+
+def wide_conv(c_in: int, c_out: int, out_unit: float, limit: int) -> ExactConv:
+    """A 1x1 layer that reads the stream of g_s."""
+    return ExactConv(
+        c_in,
+        c_out,
+        in_unit=STREAM_UNIT,
+        in_max=STREAM_MAX,
+        out_unit=out_unit,
+        low=-limit,
+        high=limit,
+        wide=True,
+    )
 
 
 class HyperAnalysis(nn.Module):
@@ -226,9 +296,9 @@ class HyperSynthesis(nn.Module):
 
     def forward(self, z: Tensor, quality: Tensor) -> Tensor:
         limit = CONTEXT_MAX * UNIT
-        h = hidden(self.conv_a, requantise(z, self.conv_a.in_unit, -limit, limit, self.conv_a.exact), quality)
-        h = hidden(self.conv_c, F.pixel_shuffle(hidden(self.conv_b, h), 2))
-        return F.pixel_shuffle(hidden(self.conv_d, h), 2)
+        h = self.conv_a(F.hardtanh(z, -limit, limit), quality)
+        h = self.conv_c(F.pixel_shuffle(self.conv_b(h), 2))
+        return F.pixel_shuffle(self.conv_d(h), 2)
 
 
 class Context(nn.Module):
@@ -240,26 +310,22 @@ class Context(nn.Module):
         self.step = step
         self.conv_a = entropy_conv(c, c.hyper + c.latent, c.hyper, knots=c.knots, seen=c.latent)
         self.conv_b = entropy_conv(c, c.hyper, c.hyper, 3)
-        self.conv_c = entropy_conv(c, c.hyper, 2 * c.latent, wide=True)
+        self.conv_c = entropy_conv(c, c.hyper, 2 * c.latent, last=True)
         with torch.no_grad():
             self.conv_c.weight.mul_(0.1)
             self.conv_c.bias[:, c.latent :] = 1.1  # a scale of about 1
 
     def forward(self, features: Tensor, y_hat: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-        exact, limit, unit = self.conv_a.exact, CONTEXT_MAX * UNIT, self.conv_a.in_unit
-        seen = requantise(y_hat * 0.25, unit, -limit, limit, exact)
-        h = hidden(self.conv_a, torch.cat([features, seen.to(features.dtype)], 1), quality)
-        h = hidden(self.conv_b, h)
+        exact, limit = self.conv_a.exact, CONTEXT_MAX * UNIT
+        seen = requantise(y_hat * 0.25, self.conv_a.out_unit, -limit, limit, exact)
+        h = self.conv_b(self.conv_a(torch.cat([features, seen.to(features.dtype)], 1), quality))
         # conv_c has a mean and an index for all M latents; a position needs only those of its quarter. To compute them
         # all takes no longer than to go four times through every other row and column.
-        out = self.conv_c(h)
         rows, columns = y_hat.shape[2:]
         quarters = step_quarters(rows, columns, self.step, y_hat.device)
-        mean, index = (pick(part, quarters) for part in out.chunk(2, 1))
-        return (
-            requantise(mean, unit, -MEAN_MAX, MEAN_MAX, exact),
-            requantise(keep_in(INDEX_GAIN * index, 0, SCALES - 1), 1.0, 0, SCALES - 1, exact),
-        )
+        mean, index = (pick(part, quarters) for part in self.conv_c(h).chunk(2, 1))
+        index = requantise(keep_in(INDEX_GAIN * index, 0, SCALES - 1), 1.0, 0, SCALES - 1, exact)
+        return F.hardtanh(mean, -MEAN_MAX, MEAN_MAX), index
 
 
 class Pass(NamedTuple):
@@ -295,13 +361,13 @@ class LossyModel(nn.Module):
         self.z_mean = nn.Parameter(torch.zeros(c.knots, c.hyper_latent))
         self.z_index = nn.Parameter(torch.full((c.knots, c.hyper_latent), 25.0))
 
-    def decoder_convs(self) -> dict[str, Conv]:
+    def decoder_convs(self) -> dict[str, ExactConv]:
         """The exact layers by name, in a fixed order."""
         return {
             name: m
             for part in ("h_s", "context", "g_s")
             for name, m in getattr(self, part).named_modules(prefix=part)
-            if isinstance(m, Conv)
+            if isinstance(m, ExactConv)
         }
 
     def encoder(self) -> list[nn.Parameter]:
@@ -334,7 +400,7 @@ class LossyModel(nn.Module):
             z_mean = per_channel(interpolate(snap(self.z_mean, UNIT), quality))
             z_index = per_channel(interpolate(self.z_index, quality)).clamp(0, SCALES - 1)
             y = self.scaled(y, inverse, quality)
-            coded = self.quantised(y, z_mean, z_index, quality, rounded if hard else noisy)
+            coded = self.quantised(y, z_mean, z_index, quality, whole if hard else noisy)
             x_hat = self.g_s(stream(coded.y_hat * inverse, exact), quality)
         return Pass(coded.bits, x_hat.float(), coded.residual, coded.scale_index)
 
@@ -364,16 +430,12 @@ Rounded = tuple[Tensor, Tensor]
 """Of a latent less its mean: the value whose bits are counted, and the one that goes on to the decoder."""
 
 
-def rounded(value: Tensor) -> Rounded:
+def whole(value: Tensor) -> Rounded:
     """As the codec does it; the gradient passes straight through."""
-    whole = snap(value, 1.0)
-    return whole, whole
+    integer = rounded(value)
+    return integer, integer
 
 
 def noisy(value: Tensor) -> Rounded:
     """In training the bits are those of the uniform posterior."""
-    return value + share_of_noise(torch.rand_like, value) - 0.5, snap(value, 1.0)
-
-
-def per_channel(x: Tensor) -> Tensor:
-    return x[:, :, None, None]
+    return value + share_of_noise(torch.rand_like, value) - 0.5, rounded(value)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import lossless, model
+from .calibrate import calibrate
 from .crops import Crops
 from .exact import QUALITY_MAX
 from .lossless import LosslessModel, start_from_linear
@@ -19,6 +20,7 @@ from .ranks import share
 
 PCA_CROPS, START_SIDE = 700, 128
 """Crops that a lossy model starts from, and their largest side: for either kind, larger ones only take memory."""
+CALIBRATION_CROPS = 16
 LOWPASS = 16
 """Pixels, along one side, that a mean of the error is taken over where it weighs more."""
 VALIDATION_SIDE = 512
@@ -64,6 +66,9 @@ class Objective(Protocol):
     def start(self, model: Any, crops: Crops, side: int) -> None:
         """Set the untrained model's linear parts to what is best on some crops."""
 
+    def calibrate(self, model: Any, crops: Crops, side: int) -> None:
+        """Set what rounding needs to know of the activations, before anything is rounded."""
+
     def frozen(self, model: Any) -> list[nn.Parameter]:
         """What a phase with ``hard`` leaves as it is."""
 
@@ -106,18 +111,25 @@ def start_from_pca(model: LossyModel, x: Tensor) -> None:
         model.g_s.up.weight.copy_((second / spread).T * scale_2)
         model.g_s.head.weight.copy_(first.T * scale_1)
         # Quantiser step at high rate: minimise -3 log2(step) + lambda * step^2 / 12 over the step.
-        weight = lagrangian(torch.linspace(0, QUALITY_MAX, c.knots))
+        weight = lagrangian(torch.linspace(0, QUALITY_MAX, c.knots), c.lambda_max)
         step = (18 / (math.log(2) * weight)).sqrt() / PIXEL_SCALE
         gain = scale_2[None, :] / step[:, None]
         model.log_inverse.copy_(-gain.log())
 
 
 def rate_distortion_loss(
-    model: nn.Module, x: Tensor, quality: Tensor, power: float, lowpass: float = 0.0, hard: bool = False
+    model: nn.Module,
+    x: Tensor,
+    quality: Tensor,
+    power: float,
+    largest: float,
+    lowpass: float = 0.0,
+    hard: bool = False,
 ) -> Tensor:
     """Mean over the batch of (bpp + lambda * MSE) / lambda^power, MSE on the 0..255 scale.
 
-    lowpass: how much more the error of the means of LOWPASS pixels weighs at quality 0; at quality 100 it is nothing.
+    largest: lambda at quality 100. lowpass: how much more the error of means of LOWPASS pixels weighs at quality 0; at
+    quality 100 it is nothing.
     """
     out = model(x, quality, hard=hard)
     bpp = out.bits / (x.shape[2] * x.shape[3])
@@ -126,7 +138,7 @@ def rate_distortion_loss(
     if lowpass:
         patches = F.avg_pool2d(error, LOWPASS).square().mean((1, 2, 3))
         mse = mse + lowpass * (1 - quality / QUALITY_MAX).square() * patches
-    weight = lagrangian(quality)
+    weight = lagrangian(quality, largest)
     loss: Tensor = ((bpp + weight * mse) / weight**power).mean()
     return loss
 
@@ -182,12 +194,16 @@ class Lossy:
     def start(self, model: LossyModel, crops: Crops, side: int) -> None:
         start_from_pca(model, crops.batch(PCA_CROPS, min(side, START_SIDE)))
 
+    def calibrate(self, model: LossyModel, crops: Crops, side: int) -> None:
+        calibrate(model, crops.batch(CALIBRATION_CROPS, side), crops.qualities(CALIBRATION_CROPS))
+
     def frozen(self, model: LossyModel) -> list[nn.Parameter]:
         return model.encoder()
 
     def loss(self, model: nn.Module, crops: Crops, phase: Phase) -> Tensor:
         x, quality = share(crops.resized(phase.batch, phase.crop)), share(crops.qualities(phase.batch))
-        return rate_distortion_loss(model, x, quality, self.loss_power, self.lowpass, phase.hard)
+        largest = self.config.lambda_max
+        return rate_distortion_loss(model, x, quality, self.loss_power, largest, self.lowpass, phase.hard)
 
     def validate(self, model: LossyModel, images: list[Tensor], device: torch.device) -> dict[str, float]:
         return {
@@ -246,6 +262,9 @@ class Lossless:
         count = lossless.LINEAR_CROPS
         x = crops.batch(count, min(side, START_SIDE // 2))
         start_from_linear(model, x, crops.batch(count, self.coarse_crop, self.step))
+
+    def calibrate(self, model: LosslessModel, crops: Crops, side: int) -> None:
+        """All units are fixed."""
 
     def frozen(self, model: LosslessModel) -> list[nn.Parameter]:
         return []

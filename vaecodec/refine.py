@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .exact import UNIT, interpolate
-from .model import GAIN_BITS, PATCH, Rounded, lagrangian, per_channel, stream
+from .exact import UNIT, interpolate, per_channel
+from .model import GAIN_BITS, PATCH, Rounded, lagrangian, stream
 from .weights import Lossy
 
 STEPS = (0, 60, 90, 120, 160, 200, 250, 300, 400, 500)
@@ -37,7 +37,7 @@ def refined(weights: Lossy, x: Tensor, y: Tensor, inside: tuple[slice, slice], q
     z_mean = per_channel(interpolate(weights.z_mean, quality)).to(y.dtype) * UNIT
     z_index = per_channel(interpolate(weights.z_index, quality)).to(y.dtype)
     rows, columns = (slice(PATCH * part.start, PATCH * part.stop) for part in inside)
-    target, weight = x[..., rows, columns], float(lagrangian(quality)) / 3
+    target, weight = x[..., rows, columns], float(lagrangian(quality, model.config.lambda_max)) / 3
     with torch.enable_grad():
         tile = y[..., *inside].clone().requires_grad_()
         optimiser = torch.optim.Adam([tile], lr=RATE)

@@ -163,11 +163,20 @@ class Trainer:
 
     def enter(self, phase: Phase) -> None:
         """Begin a phase. It has other losses than the one before: the guard forgets those it has seen."""
+        if phase.exact and not (self.phase is not None and self.phase.exact):
+            self.calibrate(phase.crop)
         self.phase = phase
         self.model.exact(phase.exact)
         self.average.exact(phase.exact)
         self.best, self.count = math.inf, 0
         self.total.zero_()
+
+    def calibrate(self, side: int) -> None:
+        """Set the units of 8-bit layers, by the averaged weights on crops of ``side`` pixels."""
+        self.objective.calibrate(self.average, self.crops, side)
+        with torch.no_grad():
+            for mine, set_ in zip(self.model.buffers(), self.average.buffers(), strict=True):
+                mine.copy_(set_)
 
     def judge(self) -> str:
         """Keep the weights if the loss behaves; otherwise go back to those kept, more slowly, and say so."""
@@ -214,7 +223,9 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = rate
         if state["phase"] is not None:
-            self.enter(Phase(**state["phase"]))
+            self.phase = Phase(**state["phase"])
+            self.model.exact(self.phase.exact)
+            self.average.exact(self.phase.exact)
         self.norm.copy_(state["norm"])
         self.total.copy_(state["guard"]["total"])
         torch._foreach_copy_(self.kept, state["guard"]["kept"])

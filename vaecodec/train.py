@@ -224,7 +224,11 @@ def train(
                 last_log = spent
         trainer.check()
         spent = budget
+        if not any(phase.exact for phase in config.phases):
+            trainer.calibrate(config.phases[-1].crop)  # for the export
     except UnsoundError:
+        if not any(phase.exact for phase in config.phases):
+            trainer.calibrate(config.phases[-1].crop)
         if rank == 0:
             checkpoint()
             if not kept_stable:
@@ -247,12 +251,12 @@ def begun(objective: Objective, config: TrainConfig, crops: Crops, state: dict[s
     if state is None:
         objective.start(network, crops, config.phases[0].crop)
     else:
-        network.load_state_dict(state["model"])
+        network.load_state_dict(state["model"], strict=False)  # units may be missing: see ``checkpoints.read``
     network.to(crops.device, memory_format=torch.channels_last)
     ranks.alike([p.detach() for p in network.parameters()])
     trainer = Trainer(objective, network, crops, lr=config.lr, soap=config.soap, ema=config.ema)
     if state is not None:
-        trainer.average.load_state_dict(state.get("average", state["model"]))
+        trainer.average.load_state_dict(state.get("average", state["model"]), strict=False)
     return trainer
 
 

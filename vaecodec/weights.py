@@ -1,7 +1,8 @@
 """Exported weights: a safetensors file for each kind of model, integers for the decoder, half floats for the encoder.
 
-    decoder.*   int16 weights, int32 biases, int8 shifts of each exact layer; entropy tables; of a lossy model its
-                gains and the prior of z, of a lossless one the prior of its coarsest latents
+    decoder.*   int8 or int16 weights, int32 biases and float32 scales of each exact layer, and int8 exponents of its
+                units where each channel has its own; entropy tables; of a lossy model its gains and the prior of z,
+                of a lossless one the prior of its coarsest latents
     encoder.*   of a lossy model float16 weights of g_a and h_a and the encoder's gains
     metadata    "kind", "config" (JSON), "self_test" (CRC-32 of the known answer), "digest" (SHA-256 of all tensors)
 
@@ -27,9 +28,9 @@ from torch import Tensor
 from bitstream import Tables, VaeError
 
 from . import lossless
-from .exact import QUALITY_MAX, STREAM_MAX, STREAM_UNIT, UNIT, Conv, interpolate
+from .exact import QUALITY_MAX, STREAM_MAX, STREAM_UNIT, UNIT, ExactConv, interpolate, per_channel
 from .lossless import LosslessModel
-from .model import GAIN_BITS, SCALES, Config, LossyModel, per_channel
+from .model import GAIN_BITS, SCALES, Config, LossyModel
 
 KNOWN_INPUTS = ((0, 64), (6180, 64), (QUALITY_MAX, 2**20))
 """Quality and largest latent, in its steps, of the self-test's tiles; the last drives every sum to its limits."""
@@ -196,12 +197,8 @@ def save_lossless(path: Path, trained: LosslessModel, pixels: Tables, prior: Tab
     _write(path, "lossless", trained.config, decoder, {})
 
 
-def integers_of(convs: dict[str, Conv]) -> dict[str, Tensor]:
-    return {
-        f"{name}.{part}": tensor
-        for name, conv in convs.items()
-        for part, tensor in zip(("weight", "bias", "shift"), conv.integers(), strict=True)
-    }
+def integers_of(convs: dict[str, ExactConv]) -> dict[str, Tensor]:
+    return {f"{name}.{part}": tensor for name, conv in convs.items() for part, tensor in conv.integers().items()}
 
 
 def arrays_of(name: str, tables: Tables) -> dict[str, Tensor]:
@@ -294,9 +291,10 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lossy | L
     )
 
 
-def freeze(convs: dict[str, Conv], decoder: dict[str, Tensor]) -> None:
+def freeze(convs: dict[str, ExactConv], decoder: dict[str, Tensor]) -> None:
     for name, conv in convs.items():
-        conv.freeze(*(decoder[f"{name}.{part}"] for part in ("weight", "bias", "shift")))
+        prefix = f"{name}."
+        conv.freeze({key.removeprefix(prefix): part for key, part in decoder.items() if key.startswith(prefix)})
 
 
 def _digest(tensors: dict[str, Tensor], config: str) -> bytes:

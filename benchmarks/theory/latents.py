@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaecodec.codec import Codec, exact_arithmetic
-from vaecodec.exact import UNIT, interpolate
+from vaecodec.exact import UNIT, interpolate, per_channel
 from vaecodec.model import (
     gaussian_bits,
-    per_channel,
     place,
     scale_of,
     step_quarters,

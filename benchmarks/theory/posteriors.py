@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from vaecodec.codec import Codec
-from vaecodec.exact import UNIT, interpolate
-from vaecodec.model import GAIN_BITS, gaussian_bits, lagrangian, per_channel, pick, place, scale_of, step_quarters
+from vaecodec.exact import UNIT, interpolate, per_channel
+from vaecodec.model import GAIN_BITS, gaussian_bits, lagrangian, pick, place, scale_of, step_quarters
 from vaecodec.model import stream as to_stream
 from vaecodec.weights import Lossy, load, packaged
 
@@ -101,7 +101,7 @@ def optimise(weights: Lossy, x: Tensor, start: Posterior, quality: Tensor, kind:
     """Gradient descent on rate + lambda * squared error of one picture, over its posterior alone."""
     parts = Posterior(*(part.clone().requires_grad_(kind == "gaussian" or i % 2 == 0) for i, part in enumerate(start)))
     optim = torch.optim.Adam([part for part in parts if part.requires_grad], lr=ASCENT_RATE)
-    weight = float(lagrangian(quality))
+    weight = float(lagrangian(quality, weights.model.config.lambda_max))
     for step in range(steps):
         for group in optim.param_groups:
             group["lr"] = ASCENT_RATE * min(1, 2 * (1 - step / steps))
@@ -152,10 +152,11 @@ def lossy(data: Data, settings: Settings, out: Path, weights: Path | None = None
     crops = centre_crops(data.pictures, settings.crops, settings.lossy_side)
     arguments = [(pixels, quality) for quality in settings.qualities for _, pixels in crops]
     results = parallel(partial(lossy_crop, path=path, steps=settings.lossy_steps), arguments, settings.processes)
-    numbers: Numbers = {"model": Codec("cpu", path).lossy.identity.hex(), "pictures": [name for name, _ in crops]}
+    loaded = Codec("cpu", path).lossy
+    numbers: Numbers = {"model": loaded.identity.hex(), "pictures": [name for name, _ in crops]}
     for i, quality in enumerate(settings.qualities):
         numbers[str(quality)] = {
-            "lambda": float(lagrangian(torch.tensor([100 * quality]))),
+            "lambda": float(lagrangian(torch.tensor([100 * quality]), loaded.model.config.lambda_max)),
             "crops": results[i * len(crops) : (i + 1) * len(crops)],
         }
     figure, panels = plt.subplots(
