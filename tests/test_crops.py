@@ -28,7 +28,7 @@ PICTURES = [located(50, 40, 0), located(30, 60, 1), located(20, 21, 2)]
 def test_crops_are_squares_of_the_pictures_turned(side: int, step: int) -> None:
     torch.manual_seed(0)
     batch = Crops(PICTURES, CPU).batch(600, side, step)
-    assert batch.shape == (200, 3, side, side) and batch.dtype == torch.float32
+    assert batch.shape == (600, 3, side, side) and batch.dtype == torch.float32
     seen, span = set(), step * (side - 1) + 1
     for rows, columns, number in batch.long():
         source = PICTURES[int(number[0, 0])]

@@ -93,10 +93,7 @@ def read(path: Path, objective: Objective, device: torch.device) -> dict[str, An
 
     Raises WeightsError for what is neither, ValueError for a model that is not the objective's.
     """
-    if path.suffix == ".safetensors":
-        state = thawed(load(path, device).model)
-    else:
-        state = opened(path, device)
+    state = thawed(load(path, device).model) if path.suffix == ".safetensors" else opened(path, device)
     name, config = state["kind"], asdict(model_of(state, path).config)
     wanted = asdict(objective.config)
     if name != objective.name:

@@ -170,8 +170,8 @@ class Crops:
 
     def qualities(self, size: int) -> Tensor:
         """int64 [size]: one quality from each of ``size`` equal parts of the range, in random order."""
-        order, inside = torch.rand(2, size, device=self.device)
-        return ((order.argsort() + inside) * (QUALITY_MAX / size)).round().long()
+        drawn = torch.rand(2, size, device=self.device)
+        return ((drawn[0].argsort() + drawn[1]) * (QUALITY_MAX / size)).round().long()
 
 
 def chance(x: Tensor, part: float) -> Tensor:
@@ -191,8 +191,7 @@ def wear(x: Tensor) -> Tensor:
     x = F.grid_sample(x, places, mode="bicubic", padding_mode="border", align_corners=False)
     amount = NOISE * torch.rand(len(x), 1, 1, 1, device=x.device) * chance(x, 0.5)
     x = x + torch.randn_like(x) * amount
-    pale: Tensor = torch.where(chance(x, 0.5), half_colour(x), x)
-    return pale.round().clamp(0, 255)
+    return torch.where(chance(x, 0.5), half_colour(x), x).round().clamp(0, 255)
 
 
 def half_colour(x: Tensor) -> Tensor:

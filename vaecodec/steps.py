@@ -181,9 +181,9 @@ class Trainer:
     def judge(self) -> str:
         """Keep the weights if the loss behaves; otherwise go back to those kept, more slowly, and say so."""
         mean = float(self.total) / max(self.count, 1)
-        self.total.zero_()
-        self.count = 0
         if mean < JUMP * self.best:
+            self.total.zero_()
+            self.count = 0
             self.best = min(self.best, mean)
             torch._foreach_copy_(self.kept, self.weights())
             return ""
@@ -200,7 +200,9 @@ class Trainer:
                     if name in ("exp_avg", "first") or not tensor.isfinite().all():
                         tensor.zero_()
         self.norm.nan_to_num_(0, 0, 0)
-        self.unsound.zero_()
+        for tensor in (self.loss, self.total, self.unsound):
+            tensor.zero_()
+        self.count = 0
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on as if it had not been interrupted."""
