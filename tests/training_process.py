@@ -1,10 +1,11 @@
-"""One process of a training run whose clock counts steps: CONFIG DATA OUT STEPS [CHECKPOINT]."""
+"""Training whose clock counts steps, in a test or as a process of its own: CONFIG DATA OUT STEPS [CHECKPOINT]."""
 
 import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from vaecodec import lossless, train
 from vaecodec.steps import Trainer
 
+TINY_CONFIG = Path(__file__).parent / "golden" / "tiny.toml"
 SECONDS = 200.0  # a step, by this clock: more than lies between two checkpoints
 
 
@@ -41,6 +43,20 @@ def losses_of(config: Path, data: Path, out: Path, steps: int, resume: Path | No
     ):
         train.train(config, data, minutes(steps), out, device_name="cpu", resume=resume)
     return losses[:-1]  # the last is looked at once more
+
+
+def run(data: Path, out: Path, steps: int, config: Path = TINY_CONFIG, **options: Any) -> dict[str, Any]:
+    train.train(config, data, minutes(steps), out, device_name="cpu", **options)
+    return state_of(out / "last.pt")
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state
+
+
+def equal(a: dict[str, Any], b: dict[str, Any], *parts: str) -> bool:
+    return all(torch.equal(a[part][name], b[part][name]) for part in parts for name in a[part])
 
 
 if __name__ == "__main__":

@@ -112,8 +112,7 @@ def opened(path: Path, device: torch.device) -> dict[str, Any]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever junk makes torch raise
-        reason = "" if isinstance(error, KeyError | TypeError) else f": {str(error).splitlines()[0][:100]}"
-        raise WeightsError(f"{path} is no checkpoint of a training run{reason}") from None
+        raise WeightsError(f"{path} is no checkpoint of a training run ({type(error).__name__})") from None
 
 
 def thawed(frozen: Any) -> dict[str, Any]:
@@ -141,5 +140,6 @@ def model_of(state: dict[str, Any], path: Path) -> model.LossyModel | lossless.L
         if missing or found.unexpected_keys:
             raise ValueError(f"{len(missing)} tensors are missing, {len(found.unexpected_keys)} are unknown")
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        raise WeightsError(f"{path} does not fit its own configuration: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path} does not fit its own configuration: {reason}") from None
     return built

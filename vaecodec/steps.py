@@ -218,8 +218,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError if the state is of other optimisers."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
+        if len(state["optim"]) != len(self.optimisers):
+            raise ValueError("the checkpoint has other optimisers than the configuration")
         for optimiser, kept, (rate, _) in zip(self.optimisers, state["optim"], self.rates, strict=True):
             optimiser.load_state_dict(kept)
             for group in optimiser.param_groups:

@@ -74,6 +74,8 @@ def read_config(path: Path) -> tuple[Objective, TrainConfig]:
         objective: Objective = filled(objective_of, {"config": of_model, **own})
         common = filled(TrainConfig, {**options, "phases": ()})
         phases = options.get("phases", [{}])
+        if not (isinstance(phases, list) and phases and all(isinstance(phase, dict) for phase in phases)):
+            raise TypeError("phases are tables, [[train.phases]]")
         whole = {"batch": common.batch, "crop": common.crop}
         config = replace(common, phases=tuple(filled(Phase, {**whole, **phase}) for phase in phases))
         ends = [0.0, *(phase.until for phase in config.phases)]
