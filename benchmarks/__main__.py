@@ -1,10 +1,10 @@
-"""``python -m benchmarks``: kodak, bitsback, speed, scaling, effort, same-bytes, theory, readme, pca-train."""
+"""``python -m benchmarks``: kodak, bitsback, visual, speed, scaling, effort, same-bytes, theory, readme, pca-train."""
 
 from pathlib import Path
 
 import click
 
-from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, theory
+from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, theory, visual
 from .codecs import CODECS
 
 PHOTO, RESULTS = Path("tests/data/astronaut.png"), Path("benchmarks/results")
@@ -67,6 +67,14 @@ def kodak_command(data: Path | None, out: Path, codecs: list[str]) -> None:
 def bitsback_command(data: Path, out: Path) -> None:
     """Lossless rate, where its bits go, and the bound."""
     bitsback.run(find_pictures(data), out / data.resolve().name)
+
+
+@main.command("visual")
+@data_option
+@out_option
+def visual_command(data: Path, out: Path) -> None:
+    """SSIMULACRA2 at five qualities, and AVIF's in no more bytes."""
+    visual.run(find_pictures(data), out / data.resolve().name)
 
 
 @main.command("speed")

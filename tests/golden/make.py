@@ -80,7 +80,6 @@ def made() -> Iterator[tuple[str, bytes]]:
     """Every kind, mode and tile method; several tiles; metadata."""
     lossy, lossless = Codec("cpu", TINY), Codec("cpu", TINY_LOSSLESS)
     yield "lossy finer", Codec("cpu", TINY_FINER).compress(picture(90, 70), 70)
-    yield "lossless moving", moving(Codec("cpu", TINY_LOSSLESS)).compress(picture(90, 70), lossless=True)
     modes = {mode: picture(45, 31, mode) for mode in ("L", "LA", "RGB", "RGBA")}
     modes["RGBA"].putalpha(picture(45, 31, "L", seed=1))
     modes["LA"].putalpha(picture(45, 31, "L", seed=2))
@@ -106,6 +105,7 @@ def made() -> Iterator[tuple[str, bytes]]:
     with mock.patch.object(TileCoder, "push", by_networks):
         for name, image in (("bits-back", picture(90, 70)), ("rounded", picture(1, 1)), ("grey", picture(90, 70, "L"))):
             yield f"lossless networks {name}", lossless.compress(image, lossless=True)
+        yield "lossless moving", moving(Codec("cpu", TINY_LOSSLESS)).compress(picture(90, 70), lossless=True)
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8))
     drawing = Image.fromarray(rng.integers(0, 2, (40, 60), np.uint8) * 255)

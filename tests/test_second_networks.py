@@ -1,0 +1,41 @@
+"""Tiles made by networks decode alike in an implementation that knows FORMAT.md and not the library."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import second_decoder as second
+import second_networks as networks
+from conftest import TINY, TINY_FINER, TINY_LOSSLESS
+
+GOLDEN = Path(__file__).parent / "golden"
+FILES = [p for p in sorted(GOLDEN.glob("*/*.vae")) if not p.stem.startswith("pca")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_golden_files(path: Path) -> None:
+    header, _, tiles = second.read(path.read_bytes())
+    methods, digest = {tile.method for tile in tiles}, json.loads((path.parent / "hashes.json").read_text())[path.stem]
+    if header.kind == 1 and methods == {0}:
+        weights = networks.Weights(TINY_FINER if path.stem == "lossy-finer" else TINY, header.quality)
+        picture = networks.decode_lossy(header, tiles, weights)
+    elif header.kind == 2 and methods <= {0, 1} and len(tiles) == 1:
+        weights = networks.Weights(TINY_LOSSLESS, 0)
+        weights.config["groups"] = 20 if path.stem == "lossless-moving" else 0
+        channels = second.CHANNELS[header.mode]
+        picture = networks.decode_lossless_tile(weights, tiles[0], header.height, header.width, channels)
+    else:
+        return  # tested beside the second decoder of what needs no networks
+    assert header.model == weights.identity or path.stem == "lossless-moving"
+    samples = np.array(picture, "<u1" if header.depth == 8 else "<u2")
+    assert hashlib.sha256(samples.tobytes()).hexdigest() == digest
+
+
+def test_golden_files_have_each_kind_of_network_tile() -> None:
+    methods = set[tuple[int, int]]()
+    for path in FILES:
+        header, _, tiles = second.read(path.read_bytes())
+        methods |= {(header.kind, tile.method) for tile in tiles}
+    assert methods >= {(1, 0), (2, 0), (2, 1)}
