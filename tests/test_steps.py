@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY_CONFIG, TINY_LOSSLESS_CONFIG, picture, small_model
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaecodec import lossless, steps
 from vaecodec.calibrate import best_units, calibrate
@@ -384,6 +385,47 @@ def test_graphs_are_of_the_step_and_put_back_what_they_changed(monkeypatch: pyte
     assert all(map(torch.equal, trainer.changing(), before))
     assert set(trainer.graphs) == {(phase, learn) for phase in phases for learn in (True, False)}
     assert calls == [call for p in phases for call in ([(p, True)] * (steps.WARM_UP + 1) + [(p, False)])]
+
+
+class Recorded(TorchDispatchMode):
+    """Names of what is called, of what cannot be part of a CUDA graph."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh", "unique", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        by_mask = name.startswith("index") and any(
+            isinstance(index, Tensor) and index.dtype == torch.bool
+            for part in args
+            if isinstance(part, list | tuple)
+            for index in part
+        )
+        if name in self.WAITING or by_mask:
+            self.waiting.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase"),
+    [
+        ("lossy", SMALL),
+        ("lossy", replace(SMALL, exact=True, hard=True)),
+        ("lossless", SMALL),
+        ("lossless", replace(SMALL, exact=True)),
+    ],
+    ids=["lossy", "lossy hard", "lossless", "lossless exact"],
+)
+def test_a_step_waits_for_nothing_and_makes_no_tensors_of_numbers(kind: str, phase: Phase) -> None:
+    """After a first one, which fills the tables that are kept."""
+    trainer = trainer_of(kind)
+    trainer.step(phase)
+    with Recorded() as seen:
+        trainer.step(phase)
+    assert seen.waiting == []
 
 
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import HERE, TINY, TINY_CONFIG, TINY_LOSSLESS, TINY_LOSSLESS_CONFIG, cli, picture, same
 from training_process import equal, losses_of, minutes, run, state_of
 
+from benchmarks.__main__ import main
 from vaecodec import Codec, export, lossless, ranks, steps, train
 from vaecodec.crops import Crops, load_images
 from vaecodec.objectives import Lossy, Phase, rate_distortion_loss
@@ -299,3 +301,15 @@ def test_packaged_configurations_are_those_of_the_packaged_weights(shipped: Path
         weights = load(path, torch.device("cpu"))
         config = Path(train.__file__).parent / "configs" / f"{path.stem}.toml"
         assert read_config(config)[0].config == weights.model.config
+
+
+def test_the_speed_of_training_is_measured_by_phase(phased: Path) -> None:
+    result = CliRunner().invoke(main, ["training-speed", str(phased), "--device", "cpu", "--seconds", "0.01"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "4 crops of 64 pixels",
+        "2 crops of 96 pixels, exact",
+        "2 crops of 64 pixels, exact, hard",
+    ]
+    assert all(line.endswith(" megapixels a second") for line in lines[1:])

@@ -348,9 +348,7 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
-    path = Path(config)
-    if not path.suffix:
-        path = Path(__file__).parent / "configs" / f"{config}.toml"
+    path = training.found_config(config)
     out = out or Path("runs") / path.stem
     unsound = None
     try:

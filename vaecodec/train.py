@@ -60,6 +60,12 @@ class TrainConfig:
         return min(1.0, (step + 1) / max(self.warmup, 1)) * min(1.0, (1 - progress) / max(self.decay, 1e-9))
 
 
+def found_config(name: str) -> Path:
+    """A .toml file, or the packaged one of a name without a suffix."""
+    path = Path(name)
+    return path if path.suffix else Path(__file__).parent / "configs" / f"{name}.toml"
+
+
 def read_config(path: Path) -> tuple[Objective, TrainConfig]:
     """The two tables of a configuration. ``kind`` is "lossy" or "lossless". Raises ValueError for anything unknown."""
     try:
@@ -247,7 +253,7 @@ def train(
         dist.destroy_process_group()
 
 
-def begun(objective: Objective, config: TrainConfig, crops: Crops, state: dict[str, Any] | None) -> Trainer:
+def begun(objective: Objective, config: TrainConfig, crops: Crops, state: dict[str, Any] | None = None) -> Trainer:
     """The trainer of a new model, or of the weights of a checkpoint."""
     network: Any = objective.build()
     if state is None:
