@@ -183,7 +183,7 @@ def chance(x: Tensor, part: float) -> Tensor:
 def wear(x: Tensor) -> Tensor:
     """Crops [B, 3, H, W], 0..255, as the world has them: each of enlarged by up to two, with noise and with colour at
     half the resolution half of the time. Pictures that were reduced to train on them are none of these."""
-    part = torch.where(chance(x, 0.5), 1 / (1 + torch.rand(len(x), 1, 1, 1, device=x.device)), 1.0)[..., 0]
+    part = 1 / (1 + chance(x, 0.5) * torch.rand(len(x), 1, 1, 1, device=x.device))[..., 0]
     down, across = ((2 * torch.arange(n, device=x.device) + 1) / n - 1 for n in x.shape[2:])
     # Not by affine_grid: its product of matrices may run in TF32, in which there are not enough pixels.
     size = (len(x), len(down), len(across))

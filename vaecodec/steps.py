@@ -125,7 +125,7 @@ class Trainer:
             pool = None
             for learn in (True, False) if self.soap is not None else (False,):
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
+                with torch.cuda.graph(graph, pool=pool, stream=stream):
                     self.step(phase, learn)
                 pool = graph.pool()
                 self.graphs[phase, learn] = graph.replay
