@@ -1,12 +1,17 @@
 """``python -m benchmarks``: kodak, bitsback, visual, speed, scaling, effort, same-bytes, theory, readme, pca-train,
-training-speed."""
+training-speed, sweep."""
 
 from pathlib import Path
 
 import click
 
-from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, theory, training_speed, visual
-from .codecs import CODECS
+try:
+    from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, sweep, theory, training_speed, visual
+    from .codecs import CODECS
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"benchmarks: there is no {(error.name or '').partition('.')[0]}; pip install '.[bench]' brings it"
+    ) from None
 
 PHOTO, RESULTS = Path("tests/data/astronaut.png"), Path("benchmarks/results")
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -190,6 +195,15 @@ def pca_train_command(data: Path, out: Path) -> None:
 def training_speed_command(config: str, data: Path | None, device: str, seconds: float) -> None:
     """Megapixels a second of `vaecodec train` CONFIG, phase by phase."""
     training_speed.run(config, device, seconds, data)
+
+
+@main.command("sweep")
+@click.argument("folder", type=FOLDER)
+@click.option("--max-pixels", default=100_000, show_default=True, help="Larger pictures are passed over.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="JSON to write.")
+def sweep_command(folder: Path, max_pixels: int, out: Path | None) -> None:
+    """Every picture below FOLDER without loss, compared with what a reader other than Pillow makes of it."""
+    sweep.run(folder, max_pixels, out)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,18 @@
 This package knows no pixels and no networks; it accepts integer arrays only.
 """
 
-from .bits_back import Parts, Record, bits_back, chain
-from .coder import AnsStack, Codec, table_codec
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .container import (
     EXIF,
     HEADER_SIZE,
     ICC,
+    IPTC,
     MAGIC,
+    PNG,
     VERSION,
     XMP,
     Container,
@@ -24,14 +29,20 @@ from .container import (
     unpack,
 )
 from .errors import CorruptError, LimitError, TruncatedError, VaeError, VersionError
-from .plain import pop_plain, push_plain
-from .tables import Tables, gaussian_tables, normalise
+
+if TYPE_CHECKING:
+    from .bits_back import Parts, Record, bits_back, chain
+    from .coder import AnsStack, Codec, table_codec
+    from .plain import pop_plain, push_plain
+    from .tables import Tables, gaussian_tables, normalise
 
 __all__ = [
     "EXIF",
     "HEADER_SIZE",
     "ICC",
+    "IPTC",
     "MAGIC",
+    "PNG",
     "VERSION",
     "XMP",
     "AnsStack",
@@ -62,3 +73,20 @@ __all__ = [
     "table_codec",
     "unpack",
 ]
+
+_HOMES = {
+    "bitstream.bits_back": ("Parts", "Record", "bits_back", "chain"),
+    "bitstream.coder": ("AnsStack", "Codec", "table_codec"),
+    "bitstream.plain": ("pop_plain", "push_plain"),
+    "bitstream.tables": ("Tables", "gaussian_tables", "normalise"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # These need numpy, which `vaecodec info` and `--help` do without.
+    for home, names in _HOMES.items():
+        if name in names:
+            module = import_module(home)
+            globals().update({other: getattr(module, other) for other in names})  # bits_back is a module's name as well
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ _CRC = struct.Struct("<I")
 _TILES = b"TILE"
 _ENTRY = (6, 15)  # the fewest and the most bytes of a tile in the directory
 
-EXIF, ICC, XMP = b"EXIF", b"ICCP", b"XMP "
+EXIF, ICC, XMP, IPTC, PNG = b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG "
 
 
 class Kind(IntEnum):
@@ -202,7 +202,7 @@ def unpack(data: BytesLike, limits: Limits = Limits(), *, partial: bool = False)
         section, start = _read_section(view, start, header, limits)
         if section.tag == _TILES:
             break
-        if section.critical and section.tag not in (EXIF, ICC, XMP):
+        if section.critical and section.tag not in (EXIF, ICC, XMP, IPTC, PNG):
             raise VersionError(f"unknown critical section {section.tag!r}")
         if section.tag in sections:
             raise CorruptError(f"section {section.tag!r} occurs twice")

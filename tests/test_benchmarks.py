@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click import ClickException
 from click.testing import CliRunner
-from conftest import picture
+from conftest import picture, python
 from PIL import Image
 
 pytest.importorskip("scipy")  # of the "bench" extra
@@ -68,7 +68,39 @@ def test_by_hand() -> None:
 def test_nothing_is_extrapolated() -> None:
     result = bd_rate(JPEG, WEBP[:7], 30.5, 36.0)
     assert result is not None and (result.low, result.high) == (30.5, 34.104)
-    assert bd_rate(JPEG, WEBP, 43.0, 45.0) is None
+    with pytest.warns(UserWarning, match="share no range"):
+        assert bd_rate(JPEG, WEBP, 43.0, 45.0) is None
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ([], "0 points"),
+        ([(1, 30)], "1 points"),
+        ([(1, 30), (2, 30)], "two points of one PSNR"),
+        ([(1, 30), (2, 33), (3, 33), (4, 40)], "two points of one PSNR"),
+        ([(1, 30), (2, math.inf)], "not finite"),
+        ([(1, 30), (2, math.nan)], "not finite"),
+        ([(1, 30), (math.nan, 35)], "not finite"),
+        ([(0, 30), (1, 35)], "not positive"),
+    ],
+)
+def test_no_bd_rate_of_what_is_no_curve(odd: Curve, reason: str) -> None:
+    for pair, name in (((JPEG, odd), "test"), ((odd, JPEG), "anchor")):
+        with pytest.warns(UserWarning, match=f"the {name} curve has .*{reason}"):
+            assert bd_rate(*pair) is None
+
+
+def test_what_is_missing_is_said_in_one_line() -> None:
+    code = """
+import sys
+sys.modules["matplotlib"] = None
+import runpy
+runpy.run_module("benchmarks", run_name="__main__")
+"""
+    result = python(code)
+    assert result.returncode == 1
+    assert result.stderr == b"benchmarks: there is no matplotlib; pip install '.[bench]' brings it\n"
     assert kodak.comparison(JPEG, WEBP[:7])[0].endswith("(only 30.5-34.1 dB)")
     assert kodak.comparison(JPEG, WEBP)[0] == "-33.2 %"
     assert kodak.comparison(None, WEBP) == ["-", "-"]

@@ -87,15 +87,16 @@ def test_the_suffix_chooses_the_format(packed: Path, suffix: str, format: str) -
     assert opened(target).format == format
 
 
-def test_pipes_in_processes_of_their_own(tiny: Codec) -> None:
-    compressed = process("compress", "-", *TINY_CPU, data=saved(picture(40, 30)))
-    assert compressed.returncode == 0 and compressed.stdout == tiny.compress(picture(40, 30))
-    decompressed = process("decompress", "-", "-", "--quiet", *TINY_CPU, data=compressed.stdout)
+def test_pipes_in_a_process_of_its_own(tiny: Codec) -> None:
+    data = tiny.compress(picture(40, 30))
+    decompressed = process("decompress", "-", "-", "--quiet", *TINY_CPU, data=data)
     assert decompressed.returncode == 0 and decompressed.stderr == b""
-    assert same(Image.open(io.BytesIO(decompressed.stdout)), tiny.decompress(compressed.stdout))
+    assert same(Image.open(io.BytesIO(decompressed.stdout)), tiny.decompress(data))
 
 
 def test_pipes_in_this_process(packed: Path) -> None:
+    result = cli("compress", "-", *TINY_CPU, data=saved(picture(40, 30)))
+    assert result.exit_code == 0 and result.stdout_bytes == packed.read_bytes()
     result = cli("decompress", "-", "--quiet", *TINY_CPU, data=packed.read_bytes())
     assert result.exit_code == 0 and Image.open(io.BytesIO(result.stdout_bytes)).format == "PNG"
     assert cli("verify", "-", *TINY_CPU, data=packed.read_bytes()).exit_code == 0
@@ -121,8 +122,7 @@ def test_only_what_is_named_or_overwrite_replaces_a_file(folder: Path, packed: P
     before = {name: (folder / name).read_bytes() for name in names(folder)}
     check_failure(cli("compress", folder / "in.png", *TINY_CPU), 1, "in.vae exists", "--overwrite")
     check_failure(cli("compress", folder / "in.png", folder / "in.vae", *TINY_CPU), 1, "in.vae exists")
-    skipped = cli("compress", folder / "in.png", "--skip-existing", *TINY_CPU)
-    assert skipped.exit_code == 0 and skipped.stderr == "0 files, 1 skipped\n"
+    check_failure(cli("compress", folder / "in.png", "--skip-existing", *TINY_CPU), 1, "no whole .vae file")
     assert {name: (folder / name).read_bytes() for name in names(folder)} == before
     for options in (["--overwrite"], ["-o", folder / "in.vae"]):
         (folder / "in.vae").write_bytes(b"as it was")
@@ -132,9 +132,8 @@ def test_only_what_is_named_or_overwrite_replaces_a_file(folder: Path, packed: P
 
 def test_an_input_is_never_replaced(folder: Path, packed: Path) -> None:
     before = {name: (folder / name).read_bytes() for name in names(folder)}
-    for source in (folder / "in.png", packed):
-        command = "compress" if source.suffix == ".png" else "decompress"
-        check_failure(cli(command, source, "-o", source, "--overwrite", *TINY_CPU), 1, "would replace it")
+    check_failure(cli("compress", folder / "in.png", "-o", folder / "in.png", "--overwrite", *CPU), 1, "replace it")
+    assert cli("decompress", packed, "-o", packed, "--overwrite", *TINY_CPU).exit_code == 1
     result = cli("decompress", packed, folder / "in.png", "--overwrite", *TINY_CPU)  # what * may stand for
     assert result.exit_code == 2 and "-o" in result.stderr
     assert {name: (folder / name).read_bytes() for name in names(folder)} == before
@@ -323,7 +322,8 @@ def test_an_unwritable_target(folder: Path, packed: Path) -> None:
 def test_a_suffix_without_a_format(packed: Path) -> None:
     before = names(packed.parent)
     check_failure(cli("decompress", packed, "-o", packed.with_suffix(".xyz"), *TINY_CPU), 1, ".xyz")
-    check_failure(cli("decompress", packed, "--format", "xyz", *TINY_CPU), 1, ".xyz")
+    result = cli("decompress", packed, "--format", "xyz", *TINY_CPU)
+    assert result.exit_code == 2 and ".xyz" in result.stderr
     assert names(packed.parent) == before
 
 
@@ -381,7 +381,8 @@ def test_a_failure_leaves_the_target_and_no_temporary(
     target.write_bytes(b"as it was")
     monkeypatch.setattr(Codec, "decode_tiles", fail)
     result = cli("compress", folder / "in.png", "-o", target, "--overwrite", *TINY_CPU)
-    assert result.exit_code == getattr(error, "exit_code", 1) and result.stdout == ""
+    code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+    assert result.exit_code == code and result.stdout == ""
     assert target.read_bytes() == b"as it was" and names(folder) == ["in.png", "out.vae"]
 
 
@@ -395,5 +396,5 @@ def test_damaged_files_leave_the_target(packed: Path) -> None:
 
 def test_a_failing_process_says_one_line(packed: Path) -> None:
     packed.write_bytes(packed.read_bytes()[:-3])
-    result = process("verify", packed, *TINY_CPU)
+    result = process("info", packed)
     assert result.returncode == 3 and result.stderr.startswith(b"vaecodec: ") and result.stderr.count(b"\n") == 1

@@ -10,7 +10,7 @@ from conftest import picture, saved
 from PIL import Image
 from torch import Tensor
 
-from vaecodec.crops import Crops, half_colour, keep_large, load_images, read_picture, wear
+from vaecodec.crops import Crops, FolderError, half_colour, keep_large, load_images, read_picture, wear
 
 CPU = torch.device("cpu")
 
@@ -142,7 +142,9 @@ def test_what_is_no_picture_is_named_and_counted_and_hidden_files_are_passed_ove
     assert load_images(tmp_path, quiet=True) and not capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "below").mkdir()
     picture(20, 30).save(tmp_path / "a.png")
     scandir = os.scandir
@@ -153,21 +155,34 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: p
         return scandir(path)
 
     monkeypatch.setattr("os.scandir", refusing)  # root may read every folder
-    with pytest.raises(PermissionError, match="below"):
+    with pytest.raises(FolderError, match="1 folder cannot be read"):
         load_images(tmp_path)
+    assert f"{tmp_path / 'below'}: Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_what_is_no_regular_file_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(20, 30).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "c").symlink_to(tmp_path, target_is_directory=True)
+    assert len(load_images(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert "b.png: no regular file: left out" in said and "c: a symbolic link to a folder: left out" in said
 
 
 def test_deep_pictures_are_scaled_and_other_modes_become_colours(tmp_path: Path) -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     Image.fromarray(levels.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    ten = (np.arange(256, dtype=np.uint32).reshape(16, 16) * 1023 + 127) // 255
+    (tmp_path / "ten.pgm").write_bytes(b"P5 16 16 1023\n" + ten.astype(">u2").tobytes())
     grey = Image.fromarray(levels)
     grey.save(tmp_path / "grey.png")
     Image.merge("LA", (grey, grey)).save(tmp_path / "alpha.png")
     Image.merge("RGBA", (grey, grey, grey, grey)).save(tmp_path / "rgba.png")
     grey.convert("P").save(tmp_path / "palette.png")
     expected = torch.from_numpy(levels).expand(3, 16, 16)
-    for name in ("deep", "grey", "alpha", "rgba", "palette"):
-        assert torch.equal(read_picture(tmp_path / f"{name}.png"), expected), name
+    for path in sorted(tmp_path.iterdir()):
+        assert torch.equal(read_picture(path), expected), path.name
 
 
 def test_small_pictures_are_left_out_with_a_word(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,7 @@ def peak(*arguments: object) -> int:
     return 1024 * int(result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_one_copy_of_the_pixels_is_held(tmp_path: Path) -> None:
     """Pillow has 4 bytes for a pixel: with a second copy, even of 3 bytes, it would be 7. What lies between two
@@ -96,7 +97,7 @@ def test_tiles_make_up_the_picture(codec: Codec, lossless: bool) -> None:
 # The limit, which is Pillow's as well
 
 
-@pytest.mark.parametrize("kind", [("--lossless",), ("--target-bpp", "2"), ()])
+@pytest.mark.parametrize("kind", [("--lossless",), ("--target-bpp", "2", "--best-effort"), ()])
 def test_the_limit_is_raised_for_both_ways(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[str, ...], small_weights: None
 ) -> None:
@@ -129,3 +130,12 @@ def test_a_picture_beyond_the_limit_is_not_read(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("read"))
     with pytest.raises(LimitError), (tmp_path / "a.png").open("rb") as file:
         open_picture(file, Limits(max_pixels=199))
+
+
+@pytest.mark.parametrize("limit", [99, 150, 199])
+def test_the_limit_is_said_in_our_words(tmp_path: Path, limit: int) -> None:
+    """Pillow's own message names twice the number."""
+    (tmp_path / "a.png").write_bytes(saved(picture(20, 10)))
+    result = cli("compress", tmp_path / "a.png", "--max-pixels", limit, *TINY_CPU)
+    assert result.exit_code == 5 and result.stderr.endswith(" pixels exceeds the limits\n")
+    assert str(2 * limit) not in result.stderr

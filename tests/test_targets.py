@@ -65,6 +65,23 @@ def test_the_search_ends_on_any_curve(size: Any) -> None:
     assert found.encodes <= ENCODES and abs(len(found.data) - 65_000) <= 25_000
 
 
+@pytest.mark.parametrize(
+    "size",
+    [
+        lambda q: round(90_000 - 300 * q),
+        lambda q: round(90_000 - 20 * (q - 40) ** 2),
+        lambda q: round(30_000 + 20 * (q - 30) ** 2),
+        lambda q: round(min(20_000 * (0.5 + q / 100) ** 3, 45_000) - max(0, q - 80) * 50),
+    ],
+    ids=["falling", "hump", "dip", "saturating"],
+)
+def test_curves_that_are_not_monotone(size: Any) -> None:
+    sizes = [size(q / 10) for q in range(1001)]
+    for share in (0.2, 0.35, 0.5, 0.65, 0.8, 0.95):
+        goal = min(sizes) + share * (max(sizes) - min(sizes))
+        assert search(Fake(size), Image.new("L", (1000, 1000)), size=goal).near, share  # type: ignore[arg-type]
+
+
 def test_the_next_quality_is_new_or_ends_the_search() -> None:
     assert following({5000: 1.0}, 1.1, 1e-4) == 6000 and following({5000: 1.0}, 9.0, 1e-4) == 10_000
     assert following({2000: 1.0, 6000: 2.0}, 1.5, 1.0) == 4000

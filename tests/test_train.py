@@ -16,7 +16,7 @@ from conftest import HERE, TINY, TINY_CONFIG, TINY_LOSSLESS, TINY_LOSSLESS_CONFI
 from training_process import equal, losses_of, minutes, run, state_of
 
 from benchmarks.__main__ import main
-from vaecodec import Codec, export, lossless, ranks, steps, train
+from vaecodec import Codec, checkpoints, export, lossless, ranks, steps, train
 from vaecodec.crops import Crops, load_images
 from vaecodec.objectives import Lossy, Phase, rate_distortion_loss
 from vaecodec.train import read_config
@@ -160,7 +160,8 @@ def test_exported_weights_are_trained_on_as_good_as_they_are(data: Path, tmp_pat
         "lossless": (TINY_LOSSLESS_CONFIG, TINY_LOSSLESS),
     }[kind]
     resumed = run(data, tmp_path, 0, config, resume=weights)
-    model = export.load_checkpoint(tmp_path / "last.pt")
+    model = checkpoints.model_of(resumed, tmp_path / "last.pt").eval()
+    model.exact(True)
     shipped = load(weights, torch.device("cpu")).model
     images = [image[:, :64, :64] for image in load_images(data)]
     objective = read_config(config)[0]

@@ -7,7 +7,8 @@ and for tensors.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # as type checkers know it: typing takes longer to import than all else that is needed here
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from bitstream import CorruptError, LimitError, Limits, TruncatedError, VaeError, VersionError
 
     from .codec import Codec, compress, decompress

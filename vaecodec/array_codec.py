@@ -17,7 +17,7 @@ import numpy as np
 from numcodecs.abc import Codec
 from numcodecs.compat import ndarray_copy
 
-from .image import Samples
+from .image import ImageError, Samples
 
 
 class VaeCodec(Codec):  # type: ignore[misc]
@@ -38,6 +38,8 @@ class VaeCodec(Codec):  # type: ignore[misc]
         if not array.flags.c_contiguous:
             # zarr's order="F" names the axes backwards: decoded samples would come back in the wrong places.
             raise ValueError("chunks have to be in C order")
+        if not array.dtype.isnative:  # decoded samples are
+            raise ImageError(f"an array of {array.dtype.str} is not supported: chunks have the machine's byte order")
         while array.ndim > 2 and array.shape[0] == 1 and (array.ndim > 3 or array.shape[2] > 4):
             array = array[0]
         from .codec import compress

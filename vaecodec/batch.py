@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
 from bitstream import VaeError
 
-from .files import STANDARD, Job, Plan, sweep
+from .files import STANDARD, Job, Plan, say, shown, sweep, waiting
 
 
 @dataclass(frozen=True)
 class Done:
     """What became of one file: its pixels, bytes read and written, and which of them are a ``.vae`` file.
 
-    note: the summary where this is the only file. warning: said in any case.
+    note: the summary where this is the only file. warning: said in any case. damaged: something is missing.
     """
 
     pixels: int
@@ -30,29 +33,37 @@ class Done:
     compressed: int
     note: str
     warning: str = ""
+    damaged: bool = False
 
+
+INTERRUPTED = 130  # as shells have it
 
 Follow = Callable[[int, int], Callable[[int], None]]
-"""Takes a picture's pixels and how often the work goes over them, and gives what is to be called with pixels done."""
+"""Takes a picture's pixels and how often the work goes over them, and gives what is to be called with pixels done, of
+which there may be none: it raises where the user has interrupted."""
 Work = Callable[[Job, Follow], Done]
 
 
 def run(plan: Plan, start: Callable[[], Work], workers: int = 1, quiet: bool = False) -> None:
-    """Do all jobs. What fails is reported and the others go on; at the end Exit is raised if any did, with 1 or, of a
-    single job, with its own code.
+    """Do all jobs. What fails is reported and the others go on; at the end Exit is raised if any did, or gave a damaged
+    picture, with 1 or, of a single job, with its own code.
 
     start: gives the work; called only if there is any. workers: threads, so that all share one copy of the weights;
     each has one picture in memory at a time, and no file's bytes depend on how many there are.
     """
-    tally = Tally(plan)
+    tally = Tally(plan, workers)
+    for note in plan.notes:
+        say(f"vaecodec: {note}")
     for job in plan.jobs:
         if job.problem:
-            tally.fail(job, job.problem)
+            tally.fail(job, job.problem, job.code)
     todo = [job for job in plan.jobs if not job.problem]
-    for folder in {job.target.parent for job in todo if job.target != STANDARD}:
-        sweep(folder)
+    for folder in {os.path.dirname(os.path.realpath(job.target)) for job in todo if job.target != STANDARD}:
+        sweep(Path(folder))
     if todo:
-        work, queue, lock = start(), iter(todo), threading.Lock()
+        with abrupt():
+            work = start()
+        queue, lock = iter(todo), threading.Lock()
 
         def worker() -> None:
             while not tally.stopped.is_set():
@@ -62,7 +73,7 @@ def run(plan: Plan, start: Callable[[], Work], workers: int = 1, quiet: bool = F
                     return
                 attempt(job, work, tally)
 
-        with tally.bar(not quiet and sys.stderr.isatty()):
+        with tally.bar(not quiet and sys.stderr is not None and sys.stderr.isatty()):
             threads = [threading.Thread(target=worker) for _ in range(min(workers, len(todo)) - 1)]
             try:
                 for thread in threads:
@@ -75,14 +86,52 @@ def run(plan: Plan, start: Callable[[], Work], workers: int = 1, quiet: bool = F
                 for thread in threads:
                     thread.join()
     if not quiet and (summary := tally.summary()):
-        click.echo(summary, err=True)
+        say(summary)
+    if tally.failed or tally.damaged:
+        raise click.exceptions.Exit(tally.code if len(plan.jobs) == 1 else 1)
+
+
+def each(plan: Plan, show: Callable[[Job], None]) -> None:
+    """Do what takes no time for all jobs, one after another; failures as in ``run``."""
+    tally = Tally(plan)
+    for note in plan.notes:
+        say(f"vaecodec: {note}")
+    for job in plan.jobs:
+        try:
+            if job.problem:
+                tally.fail(job, job.problem, job.code)
+            else:
+                show(job)
+        except VaeError as error:
+            tally.fail(job, str(error), error.exit_code)
+        except OSError as error:
+            if not error.filename:  # of standard output
+                raise
+            tally.fail(job, described(error, job))
     if tally.failed:
         raise click.exceptions.Exit(tally.code if len(plan.jobs) == 1 else 1)
+
+
+@contextlib.contextmanager
+def abrupt() -> Iterator[None]:
+    """While nothing but imports and the like is going on, Ctrl-C ends the process at once: where it is raised within
+    them, some print it and others take it for an error of their own."""
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def attempt(job: Job, work: Work, tally: Tally) -> None:
     """Do one job, whatever it raises."""
     share = 0.0  # of the file, as far as the bar has been moved
+    waiting.seconds = 0.0
 
     def follow(pixels: int, passes: int) -> Callable[[int], None]:
         def step(done: int) -> None:
@@ -103,7 +152,7 @@ def attempt(job: Job, work: Work, tally: Tally) -> None:
         tally.fail(job, described(error, job), error.exit_code if isinstance(error, VaeError) else 1)
         tally.move(1 - share, 0)
     else:
-        tally.add(job, done)
+        tally.add(job, done, waiting.seconds)
         tally.move(1 - share, done.pixels)
 
 
@@ -126,9 +175,10 @@ class StoppedError(Exception):
 class Tally:
     """What the jobs have come to, and the bar that shows it; shared by the threads."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.stopped = plan, threading.Event()
-        self.done, self.failed, self.code, self.note = 0, 0, 0, ""
+    def __init__(self, plan: Plan, workers: int = 1) -> None:
+        self.plan, self.workers, self.stopped = plan, workers, threading.Event()
+        self.done, self.failed, self.damaged, self.code, self.note = 0, 0, 0, 1, ""
+        self.waited = 0.0  # seconds, of all threads together
         self.pixels, self.read, self.written, self.compressed = 0, 0, 0, 0
         self.seen = 0.0  # pixels, those of unfinished files among them
         self.began = time.perf_counter()
@@ -160,9 +210,11 @@ class Tally:
                 self._bar.set_postfix_str(f"{self.speed(self.seen)}{ratio}", refresh=False)
                 self._bar.update(part)
 
-    def add(self, job: Job, done: Done) -> None:
+    def add(self, job: Job, done: Done, waited: float) -> None:
         with self._lock:
             self.done += 1
+            self.damaged += done.damaged
+            self.waited += waited
             self.pixels += done.pixels
             self.read += done.read
             self.written += done.written
@@ -179,16 +231,23 @@ class Tally:
     def say(self, job: Job, message: str) -> None:
         line = f"vaecodec: {job.source}: {message}"
         if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
+            self._bar.write(shown(line), file=sys.stderr)
         else:
-            click.echo(line, err=True)
+            say(line)
 
     def speed(self, pixels: float) -> str:
-        return f"{pixels / 1e6 / max(time.perf_counter() - self.began, 1e-9):.3g} MP/s"
+        """Of the work, without the time for which others have been waited for."""
+        seconds = time.perf_counter() - self.began - self.waited / self.workers
+        return f"{pixels / 1e6 / max(seconds, 1e-9):.3g} MP/s"
 
     def summary(self) -> str:
         """One line, "" where a single file has failed: that has been said."""
-        others = {"failed": self.failed, "skipped": self.plan.skipped, "other files left out": self.plan.left_out}
+        others = {
+            "damaged": self.damaged,
+            "failed": self.failed,
+            "skipped": self.plan.skipped,
+            "other files left out": self.plan.left_out,
+        }
         if len(self.plan.jobs) == 1 and not self.plan.skipped and not self.plan.left_out:
             return f"{self.note}, {self.speed(self.pixels)}" if self.done else ""
         line = ", ".join(

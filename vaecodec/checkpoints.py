@@ -115,6 +115,11 @@ def opened(path: Path, device: torch.device) -> dict[str, Any]:
         raise WeightsError(f"{path} is no checkpoint of a training run ({type(error).__name__})") from None
 
 
+def lacks_units(state: dict[str, Any]) -> bool:
+    """Whether a lossy model's 8-bit layers have not been calibrated: it was trained before there were any."""
+    return state["kind"] == "lossy" and not any(name.endswith("_units") for name in state["model"])
+
+
 def thawed(frozen: Any) -> dict[str, Any]:
     """The state of exported weights, as floating-point numbers."""
     tensors = {name: tensor.float() for name, tensor in frozen.state_dict().items()}

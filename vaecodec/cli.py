@@ -3,29 +3,56 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
 import os
+import re
+import sys
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from bitstream import MAGIC, Limits, VaeError, read_header
+from bitstream import MAGIC, CorruptError, Limits, VaeError, read_header, unpack
 
 from . import __version__, batch, files, options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .image import DeepPicture
+
 
 class Group(click.Group):
     """Turns the package's errors into one line and an exit code."""
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
+        if not standalone_mode:
+            return super().main(args, standalone_mode=False, **extra)
+        try:
+            code = super().main(args, standalone_mode=False, **extra)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except click.ClickException as error:
+            error.message = files.shown(error.message)  # type: ignore[misc]
+            error.show()
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            code = batch.INTERRUPTED
+        except OSError as error:  # of standard output: other files have their lines
+            if error.errno != errno.EPIPE:  # who has closed it knows
+                files.say(f"vaecodec: standard output: {error.strerror}")
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  what it holds is not to fail once more at exit
+            code = 1
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -34,13 +61,17 @@ class Group(click.Group):
             fail(str(error), error.exit_code)
         except MemoryError:
             fail("out of memory", 1)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(batch.INTERRUPTED) from None
         except OSError as error:
             name = error.filename2 or error.filename  # of a rename, the target
-            fail(f"{name}: {error.strerror}" if name else str(error), 1)
+            if not name:
+                raise
+            fail(f"{name}: {error.strerror}", 1)
 
 
 def fail(message: str, code: int) -> None:
-    click.echo(f"vaecodec: {message}", err=True)
+    files.say(f"vaecodec: {message}")
     raise click.exceptions.Exit(code)
 
 
@@ -49,8 +80,8 @@ def fail(message: str, code: int) -> None:
 def main() -> None:
     """A learned image codec: photographs to .vae files and back.
 
-    Exit codes: 0 done, 1 an input failed, 2 wrong usage, and of a single input 3 damaged or too new a file, 4 weights
-    missing, 5 a limit exceeded.
+    Exit codes: 0 done, 1 an input failed or is damaged, 2 wrong usage, 130 interrupted, and of a single input 3 damaged
+    or too new a file, 4 weights missing, 5 a limit exceeded.
 
     Completion in bash: eval "$(_VAECODEC_COMPLETE=bash_source vaecodec)"; in zsh and fish with zsh_source, fish_source.
     """
@@ -60,8 +91,9 @@ def main() -> None:
 @options.batching(files.PICTURES, files.VAE)
 @click.option("-q", "--quality", type=click.FloatRange(0, 100), default=75.0, show_default=True, help="0..100.")
 @click.option("--target-bpp", type=click.FloatRange(0, min_open=True), help="Bits a pixel to aim at, within 1 %.")
-@click.option("--target-size", **options.SIZE, help="Bytes to aim at, within 1 %; k and M are 10^3 and 10^6.")
+@click.option("--target-size", **options.SIZE, help="Bytes to aim at, within 1 %: 20k, 20kB, 20KiB ...")
 @click.option("--target-psnr", type=click.FloatRange(0, min_open=True), help="dB to aim at, within 0.05.")
+@click.option("--best-effort", is_flag=True, help="Take the nearest there is to a target that no quality meets.")
 @click.option("-l", "--lossless", is_flag=True, help="Keep every pixel as it is, by bits-back coding.")
 @click.option(
     "-e",
@@ -69,10 +101,11 @@ def main() -> None:
     type=click.IntRange(0, 9),
     default=0,
     show_default=True,
-    help="0 fast to 9 small: refine what is coded for this picture. Files decode as fast as ever.",
+    help="0 fast to 9 small: refine what is coded for this picture, at many times the time. Files decode as fast as "
+    "ever.",
 )
 @click.option(
-    "--metadata", **options.METADATA, default="all", show_default=True, help="What to keep of EXIF, ICC and XMP."
+    "--metadata", **options.METADATA, default="all", show_default=True, help="What to keep; icc is all about colour."
 )
 @click.option("--verify/--no-verify", default=True, help="Decode the written file before it takes its name.")
 @options.MAX_PIXELS
@@ -83,6 +116,7 @@ def compress(
     target_bpp: float | None,
     target_size: float | None,
     target_psnr: float | None,
+    best_effort: bool,
     lossless: bool,
     effort: int,
     metadata: list[str],
@@ -93,8 +127,9 @@ def compress(
     """Compress pictures: files, folders, quoted patterns, or - for standard input. x.png becomes x.vae.
 
     In folders, suffixes say what is a picture. A file of several frames is refused, but of the JPEG files of phones
-    and cameras that carry previews (MPO) the first picture is taken. A target costs about three encodes. Bytes may
-    depend on --device and --threads, which change how sums are rounded, and never on --jobs or --shard.
+    and cameras that carry previews (MPO) the first picture is taken. A target costs about three encodes; one that is
+    not met is a failure, and nothing is written. Bytes may depend on --device and --threads, which change how sums are
+    rounded, and never on --jobs or --shard.
     """
     aims = {"bpp": target_bpp, "size": target_size, "psnr": target_psnr}
     targets = {name: value for name, value in aims.items() if value is not None}
@@ -103,45 +138,59 @@ def compress(
     asked = click.get_current_context().get_parameter_source("quality") != ParameterSource.DEFAULT
     if len(targets) + asked + lossless > 1:
         raise click.UsageError("--lossless, --quality and the targets exclude each other")
+    if best_effort and not targets:
+        raise click.UsageError("--best-effort is for targets")
     passes = 6 if target_psnr else 3 if targets else 1  # about; a search for a PSNR decodes as well
-    plan = files.planned(request, files.PICTURES, ".vae")
+    quick_check = verify and not effort  # beside a refinement, the time of a decode is nothing
+    plan = with_a_picture(files.planned(request, files.PICTURES, ".vae"))
 
     def start() -> batch.Work:
-        from .image import INFO_KEYS, open_picture
+        from .image import keep_metadata
+        from .metadata import left_out
         from .metrics import fidelity
         from .targets import missed, search
 
         codec = machine.codec("lossless" if lossless else "lossy")
         _ = codec.lossless if lossless else codec.lossy  # what is wrong with them is wrong once, and not for each file
-        names = {key.split("_")[0]: key for key in INFO_KEYS.values()}
-        dropped = [key for name, key in names.items() if name not in metadata]
 
         def work(job: files.Job, follow: batch.Follow) -> batch.Done:
             with files.opened(job.source) as source:
-                return compressed(job, follow, open_picture(source, limits), source.seek(0, os.SEEK_END))
+                head = source.read(len(MAGIC))
+                if head == MAGIC:  # from standard input: files have been looked at
+                    raise VaeError("already a .vae file")
+                source.seek(0)
+                picture, others = picture_in(source, limits), left_out(source) if metadata else []
+                return compressed(job, follow, picture, others, source.seek(0, os.SEEK_END))
 
-        def compressed(job: files.Job, follow: batch.Follow, picture: Image, read: int) -> batch.Done:
-            for key in dropped:
-                picture.info.pop(key, None)
+        def compressed(
+            job: files.Job, follow: batch.Follow, picture: Image | DeepPicture, others: list[str], read: int
+        ) -> batch.Done:
+            keep_metadata(picture, metadata)
             pixels = picture.width * picture.height
-            progress, notes, warning = follow(pixels, passes + verify), list[str](), ""
+            progress, notes = follow(pixels, passes + quick_check), list[str]()
+            said = [f"not kept: {', '.join(others)}"] if others else []
             if targets:
                 found = search(codec, picture, effort=effort, limits=limits, progress=progress, **targets)
-                data, warning = found.data, "" if found.near else missed(found, target_psnr is not None)
+                if not found.near:
+                    said.append(missed(found, target_psnr is not None))
+                    if not best_effort:
+                        raise VaeError(f"{said[-1]}: nothing was written; --best-effort takes that")
+                data = found.data
                 notes.append(f"quality {found.quality:g}")
             else:
                 data = codec.compress(picture, quality, progress, lossless=lossless, effort=effort, limits=limits)
-            size = len(data)
+            size, depth = len(data), read_header(data).depth
             with files.written(job, data, keep_times=request.keep_times) as temporary:
                 written = temporary or data
                 del data  # large ones leave no room for a second
                 if verify:
-                    psnr, equal = fidelity(picture, codec.decode_tiles(written, limits, progress))
+                    checking = progress if quick_check else lambda _done: progress(0)
+                    psnr, equal = fidelity(picture, codec.decode_tiles(written, limits, checking), depth)
                     if lossless and not equal:
                         raise VaeError("the decoded pixels are not those of the picture: nothing was written")
                     notes.append("every pixel equal" if lossless else f"{psnr:.2f} dB")
             note = ", ".join([f"{job.target}: {size} bytes, {8 * size / pixels:.3f} bpp", *notes])
-            return batch.Done(pixels, read, size, size, note, warning)
+            return batch.Done(pixels, read, size, size, note, "; ".join(said))
 
         return work
 
@@ -154,7 +203,13 @@ def compress(
 @click.option("--format", help="Suffix of outputs without a name of their own: jpg, webp, tiff ...  [default: png]")
 @click.option("--region", **options.REGION, help="Only this part, in pixels; other tiles are not decoded.")
 @click.option("--downsample", type=click.Choice(["2", "4", "8"]), help="Average squares of so many pixels.")
-@click.option("--allow-partial", is_flag=True, help="Leave tiles black that are cut off or damaged, and say which.")
+@click.option("--lossy-output", is_flag=True, help="Write what the format can hold, if that is not all.")
+@click.option("--background", **options.COLOUR, help="Lay pictures with alpha over this colour: white, #336699 ...")
+@click.option(
+    "--allow-partial",
+    is_flag=True,
+    help="Leave tiles black that are cut off or damaged, say which, and exit with 1. Without a good tile: an error.",
+)
 @options.MAX_PIXELS
 @options.computing
 def decompress(
@@ -162,42 +217,64 @@ def decompress(
     format: str | None,
     region: tuple[int, int, int, int] | None,
     downsample: str | None,
+    lossy_output: bool,
+    background: str | None,
     allow_partial: bool,
     limits: Limits,
     machine: options.Machine,
 ) -> None:
     """Decompress .vae files: files, folders, quoted patterns, or - for standard input. x.vae becomes x.png.
 
-    The suffix of -o chooses the format. JPEG and AVIF lose once more, at their quality 95; WebP is written lossless.
+    The suffix of -o chooses the format. JPEG and AVIF lose once more, at their quality 95, and so does PDF; any other
+    format that cannot hold the picture exactly is refused, unless --lossy-output is given.
     """
-    if format is not None and request.output not in (None, "-") and not files.is_folder(str(request.output)):
+    output = request.output
+    own_name = not (output in (None, "-") or files.is_folder(str(output)) or files.special(Path(str(output))))
+    if format is not None and own_name:
         raise click.UsageError("--format is for outputs without a name of their own; the suffix of -o says the format")
-    suffix = f".{(format or 'png').lstrip('.')}"
+    if format is not None and not re.fullmatch(r"\.?\w+", format):
+        raise click.BadParameter(f"{format!r} is no suffix", param_hint="--format")
+
+    from .image import ImageError
+    from .saving import encode_picture, picture_format
+
+    suffix = Path(str(output)).suffix if own_name else f".{(format or 'png').lstrip('.')}"
+    try:
+        encoding = picture_format(suffix)
+    except ImageError as error:
+        if format is None:
+            raise ImageError(f"{output}: {error}") from None
+        raise click.BadParameter(str(error), param_hint="--format") from None
     plan = files.planned(request, files.VAE, suffix)
 
     def start() -> batch.Work:
-        from .image import ImageError, encode_picture
+        from .image import DeepPicture
 
-        if request.output is None or files.is_folder(request.output) or request.output == "-":
-            picture_format(suffix)  # a wrong one is wrong once, and not for each file
         codec = machine.codec()
 
         def work(job: files.Job, follow: batch.Follow) -> batch.Done:
-            encoding = picture_format(suffix if job.target == files.STANDARD else job.target.suffix)
             data = files.read(job.source)
             header = read_header(data)
             x, y, width, height = region or (0, 0, header.width, header.height)
             if x + width > header.width or y + height > header.height:
                 raise ImageError(f"the region is not inside its {header.width} x {header.height} pixels")
             progress, damaged = follow(width * height, 1), list[tuple[int, int, int, int]]()
-            picture = codec.decompress(
-                data, limits, progress, region=region, damaged=damaged if allow_partial else None
-            )
+            options: dict[str, Any] = {"region": region, "damaged": damaged if allow_partial else None}
+            picture: Image | DeepPicture
+            if header.depth > 8:
+                samples = codec.decode_array(data, limits, progress, **options)
+                picture = DeepPicture.of(samples, header.depth, unpack(data, limits, partial=True).sections)
+            else:
+                picture = codec.decompress(data, limits, progress, **options)
+            if sum(overlap(tile, (x, y, width, height)) for tile in damaged) == width * height:
+                raise CorruptError("all tiles are damaged")
             if downsample:
                 picture = reduced(picture, int(downsample))
             read = len(data)
             del data  # a large picture leaves no room for it
-            encoded, lost = encode_picture(picture, encoding)
+            encoded, lost = encode_picture(
+                picture, encoding, depth=header.depth, lossy=lossy_output, background=background
+            )
             with files.written(job, encoded, keep_times=request.keep_times):
                 pass
             said = [f"{encoding} did not take the picture's {', '.join(lost)}"] if lost else []
@@ -206,7 +283,7 @@ def decompress(
                 said.append(f"{len(damaged)} of {header.tile_count} tiles are damaged: {regions}")
             part = read * width * height // (header.width * header.height)
             note = f"{job.target}: {picture.width} x {picture.height}"
-            return batch.Done(width * height, read, len(encoded), part, note, "; ".join(said))
+            return batch.Done(width * height, read, len(encoded), part, note, "; ".join(said), bool(damaged))
 
         return work
 
@@ -215,12 +292,13 @@ def decompress(
 
 
 @main.command()
-@click.argument("sources", type=click.Path(path_type=Path, allow_dash=True), nargs=-1, required=True)
+@options.SOURCES
+@options.RECURSIVE
 @options.QUIET
 @options.MAX_PIXELS
 @options.computing
-def verify(sources: tuple[Path, ...], limits: Limits, machine: options.Machine) -> None:
-    """Decode .vae files, check every tile, write nothing."""
+def verify(sources: tuple[str, ...], recursive: bool, limits: Limits, machine: options.Machine) -> None:
+    """Decode .vae files, check every tile, write nothing: files, folders, quoted patterns, or - for standard input."""
 
     def start() -> batch.Work:
         codec = machine.codec()
@@ -235,32 +313,42 @@ def verify(sources: tuple[Path, ...], limits: Limits, machine: options.Machine) 
 
         return work
 
-    plan = files.Plan([files.Job(source, files.STANDARD) for source in sources], 0, 0)
-    batch.run(plan, start, quiet=machine.quiet)
+    batch.run(files.listed(sources, files.VAE, recursive), start, quiet=machine.quiet)
 
 
 @main.command()
-@click.argument("source", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-@click.option("--bits", is_flag=True, help="Decode a lossless file and show where its bits went.")
+@options.SOURCES
+@options.RECURSIVE
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable; of several files a line for each.")
+@click.option("--bits", is_flag=True, help="Decode lossless files and show where their bits went.")
 @options.computing
-def info(source: Path, as_json: bool, bits: bool, machine: options.Machine) -> None:
-    """Show what a .vae file holds, without decoding it."""
+def info(sources: tuple[str, ...], recursive: bool, as_json: bool, bits: bool, machine: options.Machine) -> None:
+    """Show what .vae files hold, without decoding them: files, folders, quoted patterns, or - for standard input."""
     from .info import read_info
 
     if not bits:
         refuse_machine("--bits")
-    data = files.read(source)
-    facts = asdict(read_info(data))
-    account = machine.codec("lossless").account(data) if bits else {}
-    if as_json:
-        click.echo(json.dumps(facts | ({"bits": account} if bits else {})))
-        return
-    for key, value in facts.items():
-        click.echo(f"{key:9} {value}")
-    samples = facts["width"] * facts["height"] * len(facts["mode"].split(";")[0].replace("I", "L"))
-    for key, value in account.items():
-        click.echo(f"{key:22} {value:14.1f} bits {value / samples:9.5f} a sample {value / len(data) / 8:8.2%}")
+    codec = machine.codec("lossless") if bits else None
+    plan = files.listed(sources, files.VAE, recursive)
+    several = len(plan.jobs) > 1 or any(os.path.isdir(source) for source in sources)
+
+    def show(job: files.Job) -> None:
+        data = files.read(job.source)
+        facts = asdict(read_info(data))
+        account = codec.account(data) if codec else {}
+        if as_json:
+            name = {"file": str(job.source)} if several else {}
+            click.echo(json.dumps(name | facts | ({"bits": account} if codec else {})))
+            return
+        if several:
+            click.echo(f"{files.shown(str(job.source))}:")
+        for key, value in facts.items():
+            click.echo(f"{key:9} {value}")
+        samples = facts["width"] * facts["height"] * len(facts["mode"].split(";")[0].replace("I", "L"))
+        for key, value in account.items():
+            click.echo(f"{key:22} {value:14.1f} bits {value / samples:9.5f} a sample {value / len(data) / 8:8.2%}")
+
+    batch.each(plan, show)
 
 
 @main.command()
@@ -277,13 +365,19 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
     packed = [data for data in contents if data.startswith(MAGIC)]
     if not packed:
         refuse_machine("a .vae file")
-    from .image import open_picture
+    from .image import DeepPicture
     from .metrics import compare as measured
 
     codec = machine.codec() if packed else None
-    pictures = [
-        codec.decompress(data) if codec and data in packed else open_picture(io.BytesIO(data)) for data in contents
-    ]
+
+    def shown(data: bytes) -> Image | DeepPicture:
+        if codec is None or data not in packed:
+            return picture_in(io.BytesIO(data))
+        if (depth := read_header(data).depth) > 8:
+            return DeepPicture(codec.decode_array(data), depth, {})
+        return codec.decompress(data)
+
+    pictures = [shown(data) for data in contents]
     likeness = measured(*pictures)
     bpp = 8 * len(packed[-1]) / (pictures[0].width * pictures[0].height) if packed else None
     if as_json:
@@ -386,6 +480,49 @@ def exported(checkpoint: Path, data: Path, output: Path) -> None:
         raise click.ClickException(f"{checkpoint}: {error}") from None
 
 
+def with_a_picture(plan: files.Plan) -> files.Plan:
+    """The plan. If it is one file, that is looked at before anything large is imported."""
+    if len(plan.jobs) != 1 or plan.jobs[0].problem or plan.jobs[0].source == files.STANDARD:
+        return plan
+    from PIL import Image, UnidentifiedImageError
+
+    from .saving import load_plugins
+
+    (job,) = plan.jobs
+    if files.special(job.source):
+        return plan
+    while True:
+        try:
+            Image.open(job.source).close()
+        except UnidentifiedImageError:
+            if not load_plugins():
+                return replace(plan, jobs=[replace(job, problem="not a picture that Pillow reads")])
+        except Exception:  # it will be said where it is read
+            return plan
+        else:
+            return plan
+
+
+def picture_in(file: IO[bytes], limits: Limits | None = None) -> Image | DeepPicture:
+    """The picture that ``open_picture`` gives, by way of a plugin if Pillow alone gives none."""
+    from .image import ImageError, open_picture
+    from .saving import load_plugins
+
+    try:
+        return open_picture(file, limits)
+    except ImageError:
+        if not load_plugins():
+            raise
+        file.seek(0)
+        return open_picture(file, limits)
+
+
+def overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
+    """Pixels that two regions share."""
+    sides = (min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    return math.prod(max(side, 0) for side in sides)
+
+
 def refuse_machine(wanted: str) -> None:
     """Raises UsageError for options of ``computing`` where nothing is computed."""
     context = click.get_current_context()
@@ -394,23 +531,11 @@ def refuse_machine(wanted: str) -> None:
             raise click.UsageError(f"--{name} has no effect without {wanted}")
 
 
-def picture_format(suffix: str) -> str:
-    """Pillow's name. Raises ImageError."""
-    from PIL import Image
-
-    from .image import ImageError
-
-    format = Image.registered_extensions().get(suffix.lower())
-    if format is None or format not in Image.SAVE:
-        raise ImageError(f"no picture format for the suffix {suffix!r}")
-    return format
-
-
-def reduced(picture: Image, factor: int) -> Image:
+def reduced(picture: Image | DeepPicture, factor: int) -> Image | DeepPicture:
     """Averages of factor x factor pixels; where alpha is, weighed by it."""
-    if picture.mode.startswith("I"):
-        return picture.convert("I").reduce(factor).convert("I;16")
-    return picture.reduce(factor)
+    from .image import DeepPicture
+
+    return picture.reduced(factor) if isinstance(picture, DeepPicture) else picture.reduce(factor)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ read a margin around it, which is wide enough that the joint picture has no seam
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
 import zlib
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -46,11 +47,14 @@ from bitstream import (
 from .exact import STREAM_UNIT, UNIT, interpolate
 from .image import (
     CHANNELS,
+    DeepPicture,
     ImageError,
     Pixels,
+    depth_used,
     grey_of,
     info_of,
     metadata_of,
+    open_picture,
     picture_of,
     pixels_of,
     refuse_deep_colour,
@@ -73,9 +77,10 @@ Symbols = NDArray[np.int32]
 Progress = Callable[[int], None]
 Region = tuple[int, int, int, int]
 
-Picture = Image.Image | NDArray[Any] | Tensor
+Picture = Image.Image | DeepPicture | NDArray[Any] | Tensor | bytes | str | os.PathLike[str] | IO[bytes]
 """Pillow's; or an array [H, W] or [H, W, C], uint8 with 1 to 4 channels or uint16 with 1, 3 or 4; or such a tensor
-[C, H, W], on any device."""
+[C, H, W], on any device; or a picture's file: its path, its bytes or a binary file object. Only from a file can colour
+of more than 8 bits be had with its metadata."""
 
 
 @dataclass(frozen=True)
@@ -264,18 +269,19 @@ class Codec:
         progress: Progress | None = None,
         *,
         lossless: bool = False,
-        depth: int = 16,
+        depth: int | None = None,
         effort: int = 0,
         limits: Limits | None = None,
     ) -> bytes:
         """The bytes of a ``.vae`` file.
 
-        picture: a Pillow picture of integers, or an array or tensor, see ``Picture``. quality: 0 (smallest) to 100, in
-        hundredths, of lossy files, which keep alpha without loss. depth: how many bits of 16-bit samples are in use, 9
-        to 16. effort: 0 (fast) to 9 (small): the latents of lossy files are refined for this picture, see
-        ``refine.STEPS``; lossless tiles are coded in every way, not only in those that are worth a try. limits: by
-        default ``Limits()``; what exceeds them, no reader with the same limits would accept. Equal pixels give equal
-        bytes, whatever holds them; EXIF, ICC profile and XMP come from Pillow's ``info``.
+        picture: a Pillow picture of integers, an array or tensor, or a file, see ``Picture``. quality: 0 (smallest) to
+        100, in hundredths, of lossy files, which keep alpha without loss. depth: how many bits of 16-bit samples are in
+        use, 9 to 16; by default what the file says or, where it says nothing, what the largest sample takes. effort: 0
+        (fast) to 9 (small): the latents of lossy files are refined for this picture, see ``refine.STEPS``; lossless
+        tiles are coded in every way, not only in those that are worth a try. limits: by default ``Limits()``; what
+        exceeds them, no reader with the same limits would accept. Equal pixels give equal bytes, whatever holds them.
+        Metadata comes from the file, or from Pillow's ``info`` and Exif.
 
         Raises ImageError for pictures that are not supported, ValueError for a quality, depth or effort out of range,
         LimitError.
@@ -286,16 +292,20 @@ class Codec:
             raise ValueError(f"effort {effort} is not in 0..{len(STEPS) - 1}")
         if isinstance(picture, Tensor):
             picture = array_of(picture)
+        elif not isinstance(picture, Image.Image | DeepPicture | np.ndarray):
+            picture = open_picture(io.BytesIO(bytes_of(picture)), limits)
         pixels = pixels_of(picture)
         sections = metadata_of(picture)  # PNG may have it after the pixels, which are loaded now
         kind, weights = (Kind.LOSSLESS, self.lossless) if lossless else (Kind.LOSSY, self.lossy)
         hundredths = 0 if lossless else round(quality * 100)
-        depth = depth if pixels.bits > 8 else 8
-        header = Header(kind, pixels.mode, pixels.width, pixels.height, depth, hundredths, 0, TILE, weights.identity)
-        (limits or Limits()).check(header)
+        (limits or Limits()).check_size(pixels.width, pixels.height)
         whole = box_of(None, pixels.width, pixels.height)
         boxes = [box.within(whole) for box in tiles(pixels.height, pixels.width, TILE)]
-        if depth < pixels.bits and any(pixels[box].max() >= 2**depth for box in boxes):
+        used = max(depth_used(pixels[box]) for box in boxes) if pixels.bits > 8 else 8
+        depth = (depth or pixels.depth or used) if pixels.bits > 8 else 8
+        header = Header(kind, pixels.mode, pixels.width, pixels.height, depth, hundredths, 0, TILE, weights.identity)
+        (limits or Limits()).check(header)
+        if used > depth:
             raise ImageError(f"the picture has samples of more than {depth} bits")
         code = self._compress_lossless if lossless else self._compress_lossy
         with exact_arithmetic(self.device):
@@ -326,7 +336,7 @@ class Codec:
         quality: float = 75.0,
         *,
         lossless: bool = False,
-        depth: int = 16,
+        depth: int | None = None,
         effort: int = 0,
         limits: Limits | None = None,
     ) -> list[bytes]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import click
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,60 +12,77 @@ from torch import Tensor
 
 from bitstream import VaeError
 
+from . import files
 from .exact import QUALITY_MAX
-from .files import PICTURES
-from .image import open_picture, pixels_of
+from .files import PICTURES, entries_of, special
+from .image import DeepPicture, open_picture, pixels_of
 
 RESIZED = ((1 / 8, 1.5), (1 / 8, 1.25), (1 / 10, 0.75))
 """Shares of a batch that are not cut at their size, and from how many times its side they are resized."""
 NOISE = 3.0
 """Largest standard deviation, in grey levels, of the noise on worn crops."""
 
+Say = Callable[[str], None]
 
-def picture_files(folder: Path) -> Iterator[Path]:
-    """What `compress -r` would take for pictures below ``folder``. Raises OSError for a folder that cannot be read."""
 
-    def refuse(error: OSError) -> None:
-        raise error
+class FolderError(VaeError):
+    """A folder of pictures cannot be read, or not all of it."""
 
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURES:
-                yield Path(parent, name)
+
+def picture_files(folder: Path, say: Say) -> list[Path]:
+    """What `compress -r` would take for pictures below ``folder``, by name; what it would leave out is said.
+
+    Raises FolderError if a folder cannot be read: nobody knows what training would miss.
+    """
+    paths, unreadable = list[Path](), 0
+    for entry in entries_of(str(folder), recursive=True):
+        if entry.problem:
+            unreadable += 1
+            say(f"vaecodec: {entry.path}: {entry.problem}")
+        elif entry.note or (entry.path.suffix.lower() in PICTURES and special(entry.path)):
+            say(f"vaecodec: {entry.path}: {entry.note or 'no regular file'}: left out")
+        elif entry.path.suffix.lower() in PICTURES:
+            paths.append(entry.path)
+    if unreadable:
+        raise FolderError(f"{folder}: {unreadable} folder{'s' * (unreadable > 1)} cannot be read")
+    return sorted(paths)
 
 
 def read_picture(path: Path) -> Tensor:
     """uint8 [3, H, W]: deeper samples scaled, grey as three equal channels, alpha left out. Raises VaeError."""
     with path.open("rb") as file:
-        pixels = pixels_of(open_picture(file))
+        picture = open_picture(file)
+        pixels = pixels_of(picture)
         samples = np.asarray(pixels[0 : pixels.height, 0 : pixels.width])
     if pixels.bits > 8:
-        scale = 255 / (2**pixels.bits - 1)
-        samples = (samples * scale + 0.5).astype(np.uint8)
-    channels = samples.shape[2]
-    colour = samples[..., :3] if channels >= 3 else np.repeat(samples[..., :1], 3, axis=2)
+        white = 2**picture.depth - 1 if isinstance(picture, DeepPicture) and picture.full else 65535
+        samples = (samples * (255 / white) + 0.5).clip(0, 255).astype(np.uint8)
+    colour = samples[..., :3] if samples.shape[2] >= 3 else np.repeat(samples[..., :1], 3, axis=2)
     return torch.from_numpy(np.ascontiguousarray(colour.transpose(2, 0, 1)))
 
 
 def load_images(folder: Path, quiet: bool = False) -> list[Tensor]:
     """All pictures below ``folder`` as uint8 [3, H, W]. Files that are none are named, counted and left out.
 
-    Raises ValueError if no picture is left, OSError if a folder cannot be read.
+    Raises ValueError if no picture is left, FolderError if a folder cannot be read.
     """
+    say = silent if quiet else files.say
     images, left_out = list[Tensor](), 0
-    for path in picture_files(folder):
+    for path in picture_files(folder, say):
         try:
             images.append(read_picture(path))
         except (VaeError, OSError, MemoryError) as error:
             left_out += 1
-            if not quiet:
-                click.echo(f"vaecodec: {path}: left out: {str(error) or 'out of memory'}", err=True)
-    if left_out and not quiet:
-        click.echo(f"vaecodec: {folder}: {len(images)} pictures, {left_out} files left out", err=True)
+            say(f"vaecodec: {path}: left out: {str(error) or 'out of memory'}")
+    if left_out:
+        say(f"vaecodec: {folder}: {len(images)} pictures, {left_out} files left out")
     if not images:
         raise ValueError(f"no pictures in {folder}")
     return images
+
+
+def silent(_line: str) -> None:
+    """For all processes but the first."""
 
 
 def keep_large(images: list[Tensor], side: int, what: str) -> list[Tensor]:

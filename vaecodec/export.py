@@ -12,22 +12,17 @@ from numpy.typing import NDArray
 from bitstream import Tables, gaussian_tables, normalise
 
 from . import checkpoints, lossless
+from .calibrate import calibrate
 from .crops import Crops, load_images
 from .lossless import LosslessModel
 from .model import PATCH, SCALES, LossyModel, scale_of
+from .objectives import CALIBRATION_CROPS
 from .weights import save_lossless, save_lossy
 
 FIT_BATCHES, FIT_SIDE = 80, 256
 """Batches of four crops on which tables are fitted, and their side where pictures are as large."""
 PRIOR_WEIGHT = 300.0
 """How many observed latents the Gaussian counts for, in each table."""
-
-
-def load_checkpoint(path: Path) -> LossyModel | LosslessModel:
-    """The averaged model of a training checkpoint, exact. Raises WeightsError for other files."""
-    model = checkpoints.model_of(checkpoints.opened(path, torch.device("cpu")), path)
-    model.exact(True)
-    return model.eval()
 
 
 def reach(sigma: float) -> int:
@@ -148,11 +143,20 @@ def latent_tables(escape: bool) -> Tables:
 
 
 def export(checkpoint: Path, data: Path, out: Path) -> None:
-    """Write the weights file for a checkpoint; ``data``: training pictures to fit the tables on."""
-    model = load_checkpoint(checkpoint)
+    """Write the weights file for a checkpoint, of its averaged weights.
+
+    data: training pictures to fit the tables on. Raises WeightsError if the file is no checkpoint, ValueError if there
+    are no pictures or the weights do not fit into integers.
+    """
+    state = checkpoints.opened(checkpoint, torch.device("cpu"))
+    model = checkpoints.model_of(state, checkpoint)
     crops = Crops(load_images(data), torch.device("cpu"))
     side = min(FIT_SIDE, crops.largest())
     torch.manual_seed(2)  # for crops and latents
+    if isinstance(model, LossyModel) and checkpoints.lacks_units(state):
+        count = CALIBRATION_CROPS
+        calibrate(model, crops.batch(count, side - side % PATCH), crops.qualities(count))
+    model.exact(True)
     if isinstance(model, LosslessModel):
         save_lossless(out, model, fit_pixel_tables(model, crops, side), latent_tables(True), latent_tables(False))
     else:

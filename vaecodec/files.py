@@ -3,45 +3,75 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import io
 import itertools
 import os
 import re
 import secrets
+import select
+import stat
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import click
+
+from bitstream import MAGIC, Limits, VaeError, unpack
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed
+    fcntl = None  # type: ignore[assignment]
 
 STANDARD = Path("-")
 VAE = frozenset({".vae"})
 # fmt: off
 PICTURES = frozenset("." + name for name in (
     "apng", "avif", "bmp", "dib", "gif", "heic", "heif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg",
-    "jxl", "mpo", "pbm", "pgm", "png", "pnm", "ppm", "qoi", "tga", "tif", "tiff", "webp",
+    "hif", "jxl", "mpo", "pbm", "pgm", "png", "pnm", "ppm", "qoi", "tga", "tif", "tiff", "webp",
+))
+"""Suffixes of what is a picture in a folder. Where Pillow needs a plugin that is not there, it fails and says so."""
+NEVER_OURS = PICTURES | frozenset("." + name for name in (
+    "arw", "avifs", "bw", "cr2", "cr3", "dcx", "dds", "dng", "eps", "exr", "hdr", "heics", "icns", "ico", "im",
+    "j2c", "jpc", "jpf", "jpx", "msp", "nef", "orf", "pcx", "pdf", "pef", "pfm", "ps", "psd", "raf", "ras", "rgb",
+    "rgba", "rw2", "sgi", "svg", "xbm", "xcf", "xpm",
 ))
 # fmt: on
-"""Suffixes of what is a picture in a folder. Where Pillow needs a plugin that is not there, it fails and says so."""
+"""Suffixes that no .vae file has: such an output is a mistake, or somebody's photograph."""
+SIGNATURES = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM|....ftyp|\xff\x0a|\0\0\0\x0c(JXL|jP)|\xff\x4f\xff\x51"
+    rb"|qoif|P[1-7fF]\s|8BPS|DDS |%PDF|\0\0[\1\2]\0",
+    re.DOTALL,
+)
+"""Of files that are pictures, whatever their names."""
 
 TEMPORARY = re.compile(r"\.vaecodec-[0-9a-f]{8}\.tmp")
-STALE = 3600.0  # seconds; no process takes that long from writing a temporary file to renaming it
+STALE = 3600.0  # seconds; between the making of a temporary file and its lock there is less
+UNLIMITED = Limits(max_pixels=2**64, max_side=2**32, max_tiles=2**64)
 
-Existing = Literal["fail", "skip", "overwrite"]
+Existing = Literal["fail", "skip", "overwrite", "named"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to read and the one to write, whose folder may have to be made; or what is wrong with them."""
+    """One file to read and the one to write, whose folder may have to be made; or what is wrong with them.
+
+    replace: whether the target may be there already. code: the exit code that the problem has.
+    """
 
     source: Path
     target: Path
     problem: str = ""
     make_folder: bool = False
+    replace: bool = False
+    code: int = 1
 
 
 @dataclass(frozen=True)
@@ -49,7 +79,8 @@ class Request:
     """What the user asks for.
 
     sources: files, folders, patterns, or - alone. output: a file or folder; without one, outputs go beside their
-    sources. existing: what becomes of a file whose output exists. shard (i, n): only every n-th file, from the i-th.
+    sources. existing: what becomes of a file whose output exists; "named" is an output that the user has named, which
+    is replaced unless it is something else than a .vae file. shard (i, n): only every n-th file, from the i-th.
     workers: threads. keep_times: outputs get the times of their sources.
     """
 
@@ -65,11 +96,12 @@ class Request:
 @dataclass(frozen=True)
 class Plan:
     """jobs: sorted by source. skipped: how many outputs exist already. left_out: files in folders that no suffix makes
-    candidates."""
+    candidates. notes: what else is left out, one line each."""
 
     jobs: list[Job]
-    skipped: int
-    left_out: int
+    skipped: int = 0
+    left_out: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def planned(request: Request, suffixes: frozenset[str], suffix: str) -> Plan:
@@ -93,36 +125,141 @@ def planned(request: Request, suffixes: frozenset[str], suffix: str) -> Plan:
         raise click.UsageError("--preserve-times is for files")
     if request.recursive and not several:
         raise click.UsageError("--recursive is for folders")
+    if suffix == ".vae" and output is not None and not into_folder and request.existing != "overwrite":
+        ending = Path(output).suffix.lower()
+        if ending in NEVER_OURS:
+            raise click.UsageError(f"{output}: what is written is a .vae file, and {ending} is the suffix of pictures")
 
-    jobs, files, left_out = list[Job](), list[tuple[Path, Path]](), 0
-    for source in sources:
-        found = list(files_of(source, request.recursive))
-        taken = [(file, root) for file, root, named in found if named or file.suffix.lower() in suffixes]
-        left_out += len(found) - len(taken)
-        files += taken
-        if not taken:
-            below = "" if request.recursive else "; --recursive looks into those below"
-            problem = f"nothing to work on in this folder{below}" if os.path.isdir(source) else "no such file"
-            jobs.append(Job(Path(source), STANDARD, problem))
-    writers = dict[str, Path]()
-    for file, root in sorted(files, key=lambda pair: str(pair[0])):
+    seen = found(sources, suffixes, request.recursive)
+    jobs = seen.problems
+    targets = dict[Path, Path]()
+    for file, root in seen.files:
         if output is not None and not into_folder:
-            target = Path(output)
+            targets[file] = Path(output)
         elif file == STANDARD:
-            target = STANDARD
+            targets[file] = STANDARD
         else:
             target = file.with_suffix(suffix)
-            target = Path(output) / target.relative_to(root) if output is not None else target
+            targets[file] = Path(output) / target.relative_to(root) if output is not None else target
+    takers = Counter(os.path.abspath(target) for target in targets.values())
+    writers = dict[str, Path]()
+    for file, target in targets.items():
+        if takers[os.path.abspath(target)] > 1:  # of a.png and a.jpg
+            target = target.with_name(file.name + suffix)
         earlier = writers.setdefault(os.path.abspath(target), file)
         if earlier is file:
-            jobs.append(Job(file, target, make_folder=into_folder))
-        elif os.path.abspath(earlier) != os.path.abspath(file):
-            jobs.append(Job(file, target, f"{target} is what {earlier} is written to"))
+            replaced = request.existing in ("overwrite", "named")
+            jobs.append(Job(file, target, make_folder=into_folder, replace=replaced))
+        else:
+            problem = f"{target} is what {earlier} is written to: give them folders of their own"
+            jobs.append(Job(file, target, problem))
 
     first, count = request.shard
     jobs = sorted(jobs, key=lambda job: str(job.source))[first - 1 :: count]
-    kept = [job for job in jobs if request.existing != "skip" or job.problem or not os.path.exists(job.target)]
-    return Plan([checked(job, request.existing) for job in kept], len(jobs) - len(kept), left_out)
+    looked = [checked(job, request.existing, vae=suffixes == VAE) for job in jobs]
+    kept = [job for job in looked if job is not None]
+    return Plan(kept, len(jobs) - len(kept), seen.left_out, seen.notes)
+
+
+def listed(sources: Sequence[str], suffixes: frozenset[str], recursive: bool) -> Plan:
+    """Jobs that only read. Raises UsageError."""
+    if recursive and not any(os.path.isdir(source) or is_pattern(source) for source in sources):
+        raise click.UsageError("--recursive is for folders")
+    seen = found(sources, suffixes, recursive)
+    jobs = seen.problems + [read_checked(Job(file, STANDARD), vae=suffixes == VAE) for file, _ in seen.files]
+    return Plan(sorted(jobs, key=lambda job: str(job.source)), 0, seen.left_out, seen.notes)
+
+
+@dataclass(frozen=True)
+class Found:
+    """files: each once, sorted, with the folder at which the tree begins that outputs mirror. problems: what cannot be
+    looked into. left_out and notes: see Plan."""
+
+    files: list[tuple[Path, Path]]
+    problems: list[Job]
+    left_out: int
+    notes: list[str]
+
+
+def found(sources: Sequence[str], suffixes: frozenset[str], recursive: bool) -> Found:
+    """What the sources stand for."""
+    files, problems, notes, left_out = dict[str, tuple[Path, Path]](), list[Job](), list[str](), 0
+    for source in sources:
+        taken = 0
+        for entry in entries_of(source, recursive):
+            if entry.problem:
+                problems.append(Job(entry.path, STANDARD, entry.problem))
+                taken += 1
+            elif entry.note:
+                notes.append(f"{entry.path}: {entry.note}: left out")
+            elif not entry.named and entry.path.suffix.lower() not in suffixes:
+                left_out += 1
+            elif not entry.named and special(entry.path):
+                notes.append(f"{entry.path}: no regular file: left out")
+            else:
+                files.setdefault(os.path.abspath(entry.path), (entry.path, entry.root))
+                taken += 1
+        if not taken:
+            below = "" if recursive else "; --recursive looks into those below"
+            problem = f"nothing to work on in this folder{below}" if os.path.isdir(source) else "no such file"
+            problems.append(Job(Path(source), STANDARD, problem))
+    return Found(sorted(files.values(), key=lambda pair: str(pair[0])), problems, left_out, notes)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a source. named: by the user, and not only its folder. problem, note: why it is none."""
+
+    path: Path
+    root: Path
+    named: bool = False
+    problem: str = ""
+    note: str = ""
+
+
+def entries_of(source: str, recursive: bool) -> Iterator[Entry]:
+    """The files of a source. Hidden files and folders are passed over."""
+    path = Path(source)
+    if is_pattern(source):
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        for match in glob.iglob(source, recursive=True):
+            for entry in entries_of(match, recursive):
+                yield replace(entry, root=root, named=entry.named and not special(entry.path))
+        for error in unreadable_of(path):
+            yield Entry(Path(error.filename), root, problem=error.strerror or "cannot be read")
+    elif os.path.isdir(path):
+        errors = list[OSError]()
+        for folder, folders, files in os.walk(path, onerror=errors.append):
+            visible = [name for name in folders if recursive and not name.startswith(".")]
+            folders[:] = [name for name in visible if not os.path.islink(os.path.join(folder, name))]
+            for name in sorted({*visible} - {*folders}):
+                yield Entry(Path(folder, name), path, note="a symbolic link to a folder")
+            for name in files:
+                if not name.startswith("."):
+                    yield Entry(Path(folder, name), path)
+        for error in errors:
+            yield Entry(Path(error.filename), path, problem=error.strerror or "cannot be read")
+    else:
+        yield Entry(path, path.parent, named=True)
+
+
+def unreadable_of(pattern: Path) -> list[OSError]:
+    """Of the folders in which a pattern looks, those that cannot be read: glob passes over them without a word."""
+    errors, parts = dict[str, OSError](), pattern.parts
+
+    def note(error: OSError) -> None:
+        errors[str(error.filename)] = error
+
+    for number, part in enumerate(parts):
+        if not glob.has_magic(part):
+            continue
+        above = str(Path(*parts[:number]))
+        for folder in glob.iglob(above, recursive=True) if glob.has_magic(above) else [above]:
+            if not os.path.isdir(folder):
+                continue
+            for _, folders, _ in os.walk(folder, onerror=note):
+                folders[:] = [name for name in folders if part == "**" and not name.startswith(".")]
+    return list(errors.values())
 
 
 def is_folder(output: str) -> bool:
@@ -130,88 +267,318 @@ def is_folder(output: str) -> bool:
     return output.endswith(("/", os.sep)) or os.path.isdir(output)
 
 
-def checked(job: Job, existing: Existing) -> Job:
-    """With a problem, if there is nothing to read, or if the target exists and may not be replaced."""
-    if job.problem:
-        return job
-    if job.source != STANDARD and not os.path.exists(job.source):
-        return replace(job, problem="no such file")
-    if job.target == STANDARD or not os.path.exists(job.target):
-        return job
-    if job.source != STANDARD and job.target.samefile(job.source):
-        return replace(job, problem="the output would replace it")
-    if existing == "fail":
-        return replace(job, problem=f"{job.target} exists; --overwrite replaces it, --skip-existing leaves it")
-    return job
-
-
 def is_pattern(source: str) -> bool:
     return glob.has_magic(source) and not os.path.lexists(source)
 
 
-def files_of(source: str, recursive: bool) -> Iterator[tuple[Path, Path, bool]]:
-    """The files of a source; the folder at which the tree begins that outputs mirror; whether the file was named, and
-    not only its folder. Hidden files and folders are passed over."""
-    path = Path(source)
-    if is_pattern(source):
-        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-        for match in glob.iglob(source, recursive=True):
-            for file, _, named in files_of(match, recursive):
-                yield file, root, named
-    elif os.path.isdir(path):
-        for folder, folders, files in os.walk(path):
-            folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-            for name in files:
-                if not name.startswith("."):
-                    yield Path(folder, name), path, False
-    else:
-        yield path, path.parent, True
+def special(path: Path) -> bool:
+    """Whether a path is there and leads to a device, a FIFO, a socket or an open descriptor: what is written through,
+    and not replaced."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return (not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)) or descriptor_of(path) is not None
+
+
+def descriptor_of(path: Path) -> int | None:
+    """The descriptor of this process that a name such as /dev/stdout stands for. If it is a file's, its links would
+    lead to the file, and replacing that would leave the descriptor with the old one."""
+    if not path.is_absolute() and not path.is_symlink():
+        return None
+    for _ in range(40):
+        folder = os.path.realpath(path.parent)
+        if re.fullmatch(rf"/proc/{os.getpid()}/fd|/dev/fd", folder) and path.name.isdecimal():
+            return int(path.name)
+        try:
+            path = Path(folder, os.readlink(path))
+        except OSError:
+            return None
+    return None
+
+
+def checked(job: Job, existing: Existing, *, vae: bool) -> Job | None:
+    """With a problem, if there is nothing to read, or if the target cannot be or may not be written. None for what is
+    done already and to be passed over."""
+    if job.problem:
+        return job
+    job = read_checked(job, vae=vae)
+    if job.problem or job.target == STANDARD:
+        return job
+    try:
+        if existing == "skip" and os.path.lexists(job.target):
+            reason = unfinished(job)
+            if not reason:
+                return None
+            return replace(job, problem=f"{job.target} exists, but {reason}; --overwrite replaces it")
+        return replace(job, problem=refusal(job, existing, vae=vae))
+    except OSError as error:
+        return replace(job, problem=f"{job.target}: {error.strerror}")
+
+
+def read_checked(job: Job, *, vae: bool) -> Job:
+    """With a problem, if the source is not there or is no file of the kind that is read: a .vae file, or a picture."""
+    if job.source == STANDARD or special(job.source):
+        return job
+    try:
+        with job.source.open("rb") as file:
+            head = file.read(len(MAGIC))
+    except FileNotFoundError:
+        return replace(job, problem="no such file")
+    except OSError as error:
+        return replace(job, problem=str(error.strerror))
+    if vae and not MAGIC.startswith(head):
+        return replace(job, problem="not a .vae file", code=3)
+    if not vae and head == MAGIC:
+        return replace(job, problem="already a .vae file")
+    return job
+
+
+def refusal(job: Job, existing: Existing, *, vae: bool) -> str:
+    """Why a target is not to be written, "" if it is. vae: it is .vae files that are read. Raises OSError."""
+    target = job.target
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        if os.path.lexists(target) and not job.replace:
+            return f"{target} exists, and leads nowhere"
+        folder = Path(os.path.realpath(target)).parent
+        while job.make_folder and not os.path.lexists(folder):
+            folder = folder.parent
+        if not folder.is_dir():
+            return f"{target}: no such folder" if not folder.exists() else f"{target}: {folder} is no folder"
+        if not permitted(folder, os.W_OK | os.X_OK):
+            return f"{target}: {os.strerror(errno.EACCES)}"
+        return ""
+    if job.source != STANDARD and os.path.exists(job.source) and os.path.samefile(target, job.source):
+        return "the output would replace it"
+    if existing == "fail":
+        return f"{target} exists; --overwrite replaces it, --skip-existing leaves it"
+    if stat.S_ISDIR(status.st_mode):
+        return f"{target}: {os.strerror(errno.EISDIR)}"
+    if not permitted(target, os.W_OK):
+        return f"{target}: {os.strerror(errno.EACCES)}"
+    if special(target):
+        return ""
+    if existing == "named" and not vae and foreign(target):
+        return f"{target} exists and is no .vae file; --overwrite replaces it"
+    folder = Path(os.path.realpath(target)).parent
+    return "" if permitted(folder, os.W_OK | os.X_OK) else f"{target}: {os.strerror(errno.EACCES)}"
+
+
+def permitted(path: Path, mode: int) -> bool:
+    """Whether this process may do so."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def foreign(target: Path) -> bool:
+    """Whether a file is something that nobody would name as the output of a compression."""
+    with target.open("rb") as file:
+        head = file.read(16)
+    if not head or head.startswith(MAGIC):
+        return False
+    return bool(SIGNATURES.match(head)) or target.suffix.lower() not in ("", ".vae")
+
+
+def unfinished(job: Job) -> str:
+    """Why a target that exists does not stand for what would be made of the source, "" if it does."""
+    if not job.target.exists():
+        return "leads nowhere"
+    if job.target.is_dir():
+        return "is a folder"
+    if job.source != STANDARD and job.source.stat().st_mtime_ns > job.target.stat().st_mtime_ns:
+        return "is older than its source"
+    if job.target.suffix == ".vae":
+        try:
+            unpack(job.target.read_bytes(), UNLIMITED)
+        except VaeError:
+            return "is no whole .vae file"
+    return "" if job.target.stat().st_size else "is empty"
+
+
+# Reading and writing
+
+
+class Waiting(threading.local):
+    """seconds: how long this thread has waited for others, who read or write the other end of a pipe."""
+
+    seconds = 0.0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+waiting = Waiting()
 
 
 def read(path: Path) -> bytes:
-    return sys.stdin.buffer.read() if path == STANDARD else path.read_bytes()
+    """All of a file, or of standard input."""
+    if path != STANDARD and not special(path):
+        return path.read_bytes()
+    with waiting(), contextlib.ExitStack() as stack:
+        if path == STANDARD:
+            if sys.stdin is None:
+                raise OSError(errno.EBADF, "standard input is closed")
+            file: Any = sys.stdin.buffer
+        else:
+            file = stack.enter_context(path.open("rb"))
+        parts = list[bytes]()
+        while (part := file.read()) != b"":
+            if part is None:  # a pipe that does not block, and is empty
+                select.select([file], [], [])
+            else:
+                parts.append(part)
+        return b"".join(parts)
 
 
 def opened(path: Path) -> IO[bytes]:
-    """For those who read at places of their own choice: standard input comes as a whole first."""
-    return io.BytesIO(read(path)) if path == STANDARD else path.open("rb")
+    """For those who read at places of their own choice: what is no regular file comes as a whole first."""
+    return io.BytesIO(read(path)) if path == STANDARD or special(path) else path.open("rb")
+
+
+def write_all(file: Any, data: bytes) -> None:
+    """Write to a binary file until everything has been written. Raises OSError.
+
+    A raw file, which standard output is under PYTHONUNBUFFERED, may take a part and say so only by what it returns.
+    """
+    file.flush()
+    raw, left = getattr(file, "raw", file), memoryview(data)
+    while left:
+        count = raw.write(left)
+        if count is None:  # a pipe that does not block, and is full
+            select.select([], [raw], [])
+        else:
+            left = left[count:]
+    raw.flush()
+
+
+def write_through(target: Path, data: bytes) -> None:
+    """Into what is no regular file: standard output, a device, a FIFO, an open descriptor. Raises OSError."""
+    name = "standard output" if target == STANDARD else str(target)
+    try:
+        with waiting():
+            if target == STANDARD:
+                if sys.stdout is None:
+                    raise OSError(errno.EBADF, "closed")
+                write_all(sys.stdout.buffer, data)
+                return
+            number = descriptor_of(target)
+            handle = os.dup(number) if number is not None else os.open(target, os.O_WRONLY)
+            with open(handle, "wb", buffering=0) as file:
+                write_all(file, data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from None
 
 
 @contextlib.contextmanager
 def written(job: Job, data: bytes, *, keep_times: bool = False) -> Iterator[Path | None]:
     """Write beside the target, and let it take the target's name only if the body raises nothing.
 
-    Yields the temporary file, None for standard output. keep_times: the target gets those of the source.
+    Yields the temporary file; None where the target is no regular file, which is written through after the body. A
+    symbolic link stays, and what it leads to is replaced; a replaced file's mode and owner stay. keep_times: the target
+    gets those of the source. Raises FileExistsError if the target is there and the job is not to replace it, also if it
+    has come since the job was planned.
     """
-    if job.target == STANDARD:
+    if job.target == STANDARD or (job.replace and special(job.target)):
         yield None
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        write_through(job.target, data)
         return
-    folder = job.target.parent
-    temporary = folder / f".vaecodec-{secrets.token_hex(4)}.tmp"
+    target = Path(os.path.realpath(job.target)) if job.replace else job.target
+    temporary = target.parent / f".vaecodec-{secrets.token_hex(4)}.tmp"
     try:
         if job.make_folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("xb")
+            target.parent.mkdir(parents=True, exist_ok=True)
+        before = target.stat() if job.replace and target.exists() else None
+        file = open(temporary, "xb", buffering=0, opener=private if before else None)  # noqa: SIM115
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(job.target)) from None
     try:
         with file:
-            file.write(data)
-        del data  # the caller may want the room for what it reads back
-        yield temporary
-        if keep_times:
+            try:
+                lock(file)
+                write_all(file, data)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(job.target)) from None
+            del data  # the caller may want the room for what it reads back
+            if fcntl is None:
+                file.close()
+            yield temporary
+            if before:
+                like(temporary, before)
+            place(temporary, target, job.replace)
+        if keep_times:  # last: a temporary file with an old time would look like a dead process's
             times = job.source.stat()
-            os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
-        temporary.replace(job.target)
+            os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def private(path: str, flags: int) -> int:
+    """Opens a file that nobody else may read: the one that it will replace may be such a file."""
+    return os.open(path, flags, 0o600)
+
+
+def like(path: Path, status: os.stat_result) -> None:
+    """Give a file the owner, where that is allowed, and the mode of another."""
+    if hasattr(os, "chown"):
+        with contextlib.suppress(OSError):
+            os.chown(path, status.st_uid, status.st_gid)
+    path.chmod(stat.S_IMODE(status.st_mode))
+
+
+def place(temporary: Path, target: Path, replace: bool) -> None:
+    """Give the temporary file its name. Raises FileExistsError if there is such a file that is not to be replaced."""
+    if replace:
+        temporary.replace(target)
+        return
+    try:
+        if os.name == "nt":
+            temporary.rename(target)  # which never replaces there
+        else:
+            os.link(temporary, target)
+    except FileExistsError:
+        words = "exists by now; --overwrite replaces it, --skip-existing leaves it"
+        raise FileExistsError(errno.EEXIST, words, str(target)) from None
+    except OSError:  # a file system without links
+        target.open("xb").close()
+        temporary.replace(target)
+
+
+def lock(file: IO[bytes]) -> None:
+    """As long as it is open, the file is one that a process is at work on."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks: see ``sweep``
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def sweep(folder: Path) -> None:
-    """Remove what killed processes have left in a folder."""
+    """Remove the temporary files of killed processes from a folder: old ones, that nobody has a lock on."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > STALE:
-                os.unlink(entry)
+            if not TEMPORARY.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue
+            if time.time() - entry.stat().st_mtime <= STALE:
+                continue
+            with contextlib.suppress(OSError), open(entry.path, "rb") as file:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(entry)
+            if fcntl is None:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry)
+
+
+def shown(text: str) -> str:
+    """Text for a terminal: characters that would steer it, or break the line, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def say(line: str) -> None:
+    """A line on standard error. Where that is closed or broken, the work goes on."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(shown(line), err=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
 
-from bitstream import EXIF, ICC, XMP, LimitError, Limits, Mode, Section, VaeError
+from bitstream import EXIF, ICC, IPTC, PNG, XMP, LimitError, Limits, Mode, Section, VaeError
+
+from .metadata import COLOUR, FULL, INCH, RESOLUTION, TEXT, chunks_of, exif_of, iptc_of, kept_chunks, packed, unpacked
+from .reading import deep_samples, depth_of, mend_transparency
 
 Samples = NDArray[np.unsignedinteger[Any]]
 CHANNELS = {mode: {"L": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode.name.split(";")[0]] for mode in Mode}
@@ -21,30 +23,94 @@ class ImageError(VaeError):
     """The input is no picture, or one of a kind that is not supported."""
 
 
-def open_picture(file: IO[bytes], limits: Limits | None = None) -> Image.Image:
-    """A picture from a file, which may have to stay open for its other frames to be counted. Raises ImageError, and
-    LimitError before any pixels are read."""
+@dataclass(frozen=True)
+class DeepPicture:
+    """A picture of 9 to 16 bits a sample from a file, in grey or in colour, which Pillow has no mode for.
+
+    samples: uint16 [H, W, 1, 3 or 4]. depth: how many bits of them are in use. info: metadata under Pillow's names.
+    full: whether white is 2**depth - 1, and not 65535, of which a dark picture takes fewer bits.
+    """
+
+    samples: NDArray[np.uint16]
+    depth: int
+    info: dict[str | tuple[int, int], Any]
+    full: bool = False
+
+    @classmethod
+    def of(cls, samples: Samples, depth: int, sections: tuple[Section, ...]) -> DeepPicture:
+        """From what a ``.vae`` file holds."""
+        info = info_of(sections)
+        full = any(kind == FULL for kind, _ in unpacked(info.get("png_chunks", b"")))
+        return cls(samples.astype(np.uint16, copy=False), depth, info, full)
+
+    def spread(self) -> DeepPicture:
+        """With the upper bits of each sample repeated below them, so that white is 65535."""
+        samples = self.samples << np.uint16(16 - self.depth) | self.samples >> np.uint16(2 * self.depth - 16)
+        return replace(self, samples=samples, depth=16, full=False)
+
+    @property
+    def width(self) -> int:
+        return int(self.samples.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.samples.shape[0])
+
+    def reduced(self, factor: int) -> DeepPicture:
+        """Averages of factor x factor pixels, fewer at the edges; where alpha is, weighed by it."""
+        sums = self.samples.astype(np.uint64)
+        if sums.shape[2] == 4:
+            sums[..., :3] *= sums[..., 3:]
+        for axis in (0, 1):
+            sums = np.add.reduceat(sums, np.arange(0, sums.shape[axis], factor), axis)
+        sides = (np.diff(np.append(np.arange(0, side, factor), side)) for side in self.samples.shape[:2])
+        weight: NDArray[np.uint64] = np.multiply.outer(*sides).astype(np.uint64)[..., None]
+        if sums.shape[2] == 4:
+            weight = np.concatenate([np.maximum(sums[..., 3:], 1).repeat(3, 2), weight], 2)
+        return replace(self, samples=((sums + weight // 2) // weight).astype(np.uint16))
+
+
+Picture = Image.Image | DeepPicture | NDArray[Any]
+
+
+def open_picture(file: IO[bytes], limits: Limits | None = None) -> Image.Image | DeepPicture:
+    """A picture from a file that can seek, which may have to stay open for its other frames to be counted. Raises
+    ImageError, and LimitError before any pixels are read."""
     try:
         picture = Image.open(file)
         (limits or Limits()).check_size(*picture.size)
-        refuse_deep(picture)
-        picture.load()
-    except Image.DecompressionBombError as error:
-        raise LimitError(str(error)) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = str(error) if not isinstance(error, UnidentifiedImageError) else "not a picture that Pillow reads"
-        raise ImageError(reason) from None
-    return picture
-
-
-def refuse_deep(picture: Image.Image) -> None:
-    """Raises ImageError for 16-bit colour, which Pillow would cut to 8 bits without a word while it loads."""
-    if any("16" in str(tile[3]) for tile in getattr(picture, "tile", [])) and not picture.mode.startswith("I"):
-        raise ImageError(f"16-bit {picture.mode} is not supported: convert it to 8 bits first")
+        depth = depth_of(picture, file)
+        if depth > 8:
+            refuse_frames(picture)
+            samples, used = deep_samples(picture, file, depth)
+            full = used < 16 and picture.format != "PNG"  # whose white is 65535 in any case
+            found = max(depth_used(samples), used if used < 16 else 0)
+            deep = DeepPicture(samples, found, carried(picture), full)
+        else:
+            mend_transparency(picture, file)
+            picture.load()
+            deep = None
+        if picture.format == "PNG":  # with what Pillow does not read
+            (deep or picture).info["png_chunks"] = packed(kept_chunks(file))
+        elif deep and deep.full:
+            mark = packed([(FULL, bytes([deep.depth]))])
+            deep.info["png_chunks"] = mark + deep.info.get("png_chunks", b"")
+    except Image.DecompressionBombError:  # in Pillow's words it would be twice its own limit
+        raise LimitError(f"picture of more than {(limits or Limits()).max_pixels} pixels exceeds the limits") from None
+    except UnidentifiedImageError:
+        raise ImageError("not a picture that Pillow reads") from None
+    except (MemoryError, VaeError):
+        raise
+    except Exception as error:  # each of Pillow's readers has its own kinds
+        raise ImageError(str(error) or type(error).__name__) from None
+    return deep or picture
 
 
 def refuse_frames(picture: Image.Image) -> None:
-    frames = getattr(picture, "n_frames", 1)
+    try:
+        frames = getattr(picture, "n_frames", 1)
+    except Exception as error:
+        raise ImageError(f"its frames cannot be counted: {error}") from None
     if frames > 1 and picture.format != "MPO":  # a JPEG file whose other pictures are previews, depths or gains
         raise ImageError(f"{frames} frames: only single pictures are supported")
 
@@ -54,7 +120,7 @@ class Pixels:
     """A picture in the mode that a file keeps of it. Its samples are made where they are asked for, so that there is no
     second copy of them all: ``pixels[rows, columns]``, two slices inside the picture, is uint8 or uint16 [h, w, C].
 
-    bits: 8 or 16, of a sample.
+    bits: 8 or 16, of a sample. depth: how many of them are in use, where the picture says so.
     """
 
     source: Image.Image | NDArray[np.unsignedinteger[Any]]
@@ -62,6 +128,7 @@ class Pixels:
     height: int
     mode: Mode
     bits: int
+    depth: int | None = None
 
     def __getitem__(self, part: tuple[slice, slice]) -> Samples:
         rows, columns = part
@@ -73,44 +140,72 @@ class Pixels:
         return samples.reshape(*samples.shape[:2], CHANNELS[self.mode])
 
 
-def pixels_of(picture: Image.Image | NDArray[Any]) -> Pixels:
-    """The pixels of a picture, which is loaded.
+def pixels_of(picture: Picture) -> Pixels:
+    """The pixels of a picture.
 
-    picture: Pillow's; or an array [H, W] or [H, W, C], uint8 of 1 to 4 channels or uint16 of 1, 3 or 4. Black and white
-    becomes grey, a palette the colours it stands for, with alpha if it has any. Raises ImageError for pictures whose
-    values this would change.
+    picture: Pillow's, one from ``open_picture``, or an array [H, W] or [H, W, C], uint8 of 1 to 4 channels or uint16 of
+    1, 3 or 4. Black and white becomes grey, a palette the colours it stands for, with alpha if it has any. Raises
+    ImageError for pictures whose values this would change, and for those without pixels.
     """
     if isinstance(picture, np.ndarray):
         return array_pixels(picture)
+    if isinstance(picture, DeepPicture):
+        return replace(array_pixels(picture.samples), depth=picture.depth)
     refuse_deep(picture)
     refuse_frames(picture)
-    mode = picture.mode
+    if not picture.width * picture.height:
+        raise ImageError(f"a picture of {picture.width} x {picture.height} has no pixels")
+    picture.load()
+    mode, transparency = picture.mode, picture.info.get("transparency")
     if mode.startswith("I"):
-        if "transparency" in picture.info:
+        if transparency is not None:
             raise ImageError(f"mode {mode} with transparency is not supported: flatten it first")
         if mode == "I":
             extrema: Any = picture.getextrema()
             if extrema[0] < 0 or extrema[1] > 65535:
                 raise ImageError(f"mode {mode} with values outside 0..65535 is not supported")
-        picture.load()
         return Pixels(picture, *picture.size, Mode["I;16"], 16)
-    if mode in ("1", "L", "RGB") and "transparency" in picture.info:
+    if mode in ("1", "L", "RGB") and transparency is not None:
+        whole = transparency if isinstance(transparency, tuple) else (transparency,)
+        if len(whole) != len(mode) or not all(isinstance(value, int) for value in whole):
+            raise ImageError(f"mode {mode} with transparency {transparency!r} is not supported: convert it first")
         kept = "RGBA" if mode == "RGB" else "LA"
     elif mode in ("P", "PA"):
-        kept = "RGBA" if mode == "PA" or "transparency" in picture.info else "RGB"
+        kept = "RGBA" if picture.has_transparency_data else "RGB"
     else:
         kept = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}.get(mode, "")
     if not kept:
         raise ImageError(f"mode {mode} is not supported: convert it to RGB, RGBA or L first")
-    picture.load()
     return Pixels(picture, *picture.size, Mode[kept], 8)
+
+
+def refuse_deep(picture: Image.Image) -> None:
+    """Raises ImageError for a file's picture of more than 8 bits a sample that Pillow would cut to 8 as it loads, and
+    for other samples that it would change."""
+    file = getattr(picture, "fp", None)
+    if not getattr(picture, "tile", None) or file is None or file.closed:
+        return  # loaded, or of no file
+    try:
+        depth = depth_of(picture, file)
+        mend_transparency(picture, file)
+    except ValueError as error:
+        raise ImageError(str(error)) from None
+    if depth > 8 and not picture.mode.startswith("I"):
+        raise ImageError(
+            f"Pillow would cut {depth}-bit {picture.mode} to 8 bits: give the file itself or an array of uint16"
+        )
 
 
 def array_pixels(array: NDArray[Any]) -> Pixels:
     """The same of an array."""
+    array = np.asarray(array)  # no matrix, which has two dimensions whatever is done to it
+    if array.dtype == np.dtype(np.uint16).newbyteorder():
+        array = array.astype(np.uint16)
     channels = array.shape[2] if array.ndim == 3 else 1
     names = {np.dtype(np.uint8): ["L", "LA", "RGB", "RGBA"], np.dtype(np.uint16): ["I;16", "", "RGB;16", "RGBA;16"]}
     modes = names.get(array.dtype, [])
+    if not array.size:
+        raise ImageError(f"an array of shape {list(array.shape)} has no pixels")
     if array.ndim not in (2, 3) or not 1 <= channels <= len(modes) or not modes[channels - 1]:
         raise ImageError(
             f"an array of {array.dtype} {list(array.shape)} is not supported: "
@@ -120,10 +215,15 @@ def array_pixels(array: NDArray[Any]) -> Pixels:
     return Pixels(array, width, height, Mode[modes[channels - 1]], 8 * array.dtype.itemsize)
 
 
-def samples_of(picture: Image.Image | NDArray[Any]) -> tuple[Samples, Mode, int]:
+def samples_of(picture: Picture) -> tuple[Samples, Mode, int]:
     """All samples [H, W, C] of a picture as ``pixels_of`` takes it, its mode and the bits a sample."""
     pixels = pixels_of(picture)
     return pixels[0 : pixels.height, 0 : pixels.width], pixels.mode, pixels.bits
+
+
+def depth_used(samples: Samples) -> int:
+    """Bits that the largest sample takes: 8, or 9 to 16 of uint16."""
+    return 8 if samples.dtype == np.uint8 else max(9, int(samples.max()).bit_length())
 
 
 def grey_of(pixels: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
@@ -143,63 +243,58 @@ def refuse_deep_colour(mode: Mode) -> None:
         raise ImageError(f"Pillow has no mode for {mode.name}: use Codec.decode_array")
 
 
-XMP_TIFF_TAG = 700
-INFO_KEYS = {EXIF: "exif", ICC: "icc_profile", XMP: "xmp"}
+CHUNKS = {"icc": COLOUR, "text": TEXT, "dpi": RESOLUTION}
+INFO_KEYS = {EXIF: "exif", ICC: "icc_profile", XMP: "xmp", IPTC: "iptc", PNG: "png_chunks"}
 
 
 def info_of(sections: tuple[Section, ...]) -> dict[str | tuple[int, int], Any]:
-    """Metadata as Pillow's ``info`` has them."""
-    return {INFO_KEYS[section.tag]: bytes(section.payload) for section in sections if section.tag in INFO_KEYS}
+    """Metadata as Pillow's ``info`` has them; what it has no name for, as bytes under the names of ``INFO_KEYS``."""
+    info: dict[str | tuple[int, int], Any] = {
+        INFO_KEYS[section.tag]: bytes(section.payload) for section in sections if section.tag in INFO_KEYS
+    }
+    for kind, data in unpacked(info.get("png_chunks", b"")):
+        if kind == b"pHYs" and len(data) == 9 and data[8] == 1:
+            info["dpi"] = tuple(int.from_bytes(data[at : at + 4]) * INCH for at in (0, 4))
+    return info
 
 
-def metadata_of(picture: Image.Image | NDArray[Any]) -> list[Section]:
-    """EXIF, ICC profile and XMP, as they stand in the file. Raises ImageError for more than a reader accepts."""
+def carried(picture: Image.Image) -> dict[str | tuple[int, int], Any]:
+    """What a ``.vae`` file keeps of a picture's metadata, under the names of ``INFO_KEYS``. What ``info`` has under
+    such a name stands for the picture's own, None for nothing."""
+    found: dict[str | tuple[int, int], Any] = {"exif": exif_of(picture)}
+    for key in ("icc_profile", "xmp"):
+        payload = picture.info.get(key)
+        found[key] = payload.encode() if isinstance(payload, str) else payload
+    found["iptc"] = picture.info["iptc"] if "iptc" in picture.info else iptc_of(picture)
+    found["png_chunks"] = picture.info["png_chunks"] if "png_chunks" in picture.info else packed(chunks_of(picture))
+    return {key: payload for key, payload in found.items() if payload}
+
+
+METADATA = {"exif": EXIF, "icc": ICC, "xmp": XMP, "iptc": IPTC, "text": PNG, "dpi": PNG}
+"""Names for users, and the sections that they stand for; colour that is no profile goes with icc."""
+
+
+def keep_metadata(picture: Image.Image | DeepPicture, names: Collection[str]) -> None:
+    """Drop a picture's other metadata. names: of ``METADATA``."""
+    found = picture.info if isinstance(picture, DeepPicture) else carried(picture)
+    kinds = frozenset({FULL}).union(*(CHUNKS[name] for name in names if name in CHUNKS))
+    chunks = [chunk for chunk in unpacked(found.get("png_chunks") or b"") if chunk[0] in kinds]
+    tags = {METADATA[name] for name in names} - {PNG}
+    for tag, key in INFO_KEYS.items():
+        picture.info[key] = packed(chunks) if tag == PNG else found.get(key) if tag in tags else None
+
+
+def metadata_of(picture: Picture) -> list[Section]:
+    """What stands in the file beside the picture. Raises ImageError for more than a reader accepts."""
     sections = list[Section]()
     if isinstance(picture, np.ndarray):
         return sections
+    found = picture.info if isinstance(picture, DeepPicture) else carried(picture)
     for tag, key in INFO_KEYS.items():
-        payload: Any = picture.info.get(key)
-        if isinstance(payload, str):
-            payload = payload.encode()
+        payload = found.get(key)
         if payload:
             limit = Limits().max_icc if tag == ICC else Limits().max_metadata
             if len(payload) > limit:
                 raise ImageError(f"{key} of {len(payload)} bytes: readers accept {limit}")
             sections.append(Section(tag, payload))
     return sections
-
-
-LITTLE_LOSS: dict[str, dict[str, Any]] = {
-    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
-    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
-    "WEBP": {"lossless": True},
-}
-"""Pillow's defaults would lose about as much as a .vae file of quality 75 did."""
-
-
-def encode_picture(picture: Image.Image, format: str) -> tuple[bytes, list[str]]:
-    """The bytes of a file in one of Pillow's formats, and the names of the metadata that this format could not take.
-
-    Raises ImageError if the picture cannot be written.
-    """
-    stream = io.BytesIO()
-    kept = {key: picture.info[key] for key in INFO_KEYS.values() if key in picture.info}
-    options: dict[str, Any] = kept | LITTLE_LOSS.get(format, {})
-    # Pillow reads XMP from these two under one name and writes it under others.
-    if format == "PNG" and "xmp" in kept:
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode("utf-8", "replace"))
-    if format == "TIFF" and "xmp" in kept:
-        tags = Image.Exif()
-        tags.load(kept.get("exif", b""))
-        tags[XMP_TIFF_TAG] = options.pop("xmp")
-        options["exif"] = tags
-    try:
-        picture.save(stream, format, **options)
-        with Image.open(stream) as written:
-            lost = [key for key in kept if key not in written.info]
-            if "exif" in lost and written.getexif():  # TIFF keeps it in its own tags
-                lost.remove("exif")
-    except (OSError, ValueError, KeyError) as error:
-        raise ImageError(f"cannot write {format}: {error}") from None
-    return stream.getvalue(), lost

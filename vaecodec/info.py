@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 from bitstream import Kind, Limits, unpack
 
-Source = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes]
-"""A file's bytes, its path, or a binary file object, which is read to its end."""
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Source = bytes | bytearray | memoryview | NDArray[Any] | Tensor | str | os.PathLike[str] | IO[bytes]
+else:
+    Source = Any
+"""A file's bytes, in whatever holds bytes (an array or tensor of uint8, say), its path, or a binary file object, which
+is read to its end."""
 
 UNLIMITED = Limits(max_pixels=2**64, max_side=2**32, max_tiles=2**64)
 """For what allocates nothing, or is limited by others."""
@@ -22,7 +29,7 @@ class Info:
     kind: "lossy" or "lossless". width, height: pixels. mode: Pillow's name, or "RGB;16" and "RGBA;16". depth: bits a
     sample. quality: 0 to 100, None if lossless. tile: side of a tile in pixels; tiles: how many there are. model: the
     weights that decode it, as hexadecimal digits. bytes: size of the file; bpp: in bits a pixel. metadata: bytes of
-    each section, "exif", "iccp", "xmp".
+    each section, "exif", "iccp", "xmp", "iptc", "png".
     """
 
     kind: str
@@ -65,10 +72,19 @@ def read_info(source: Source) -> Info:
 
 
 def bytes_of(source: Source) -> memoryview:
-    """The bytes of a source."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        return memoryview(source)
-    if not isinstance(source, str | os.PathLike):
-        return memoryview(source.read())
-    with open(source, "rb") as file:
-        return memoryview(file.read())
+    """The bytes of a source. Raises TypeError for what is none."""
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            return memoryview(file.read())
+    held: Any = source
+    if hasattr(held, "numpy"):  # a tensor
+        held = held.detach().cpu().numpy()
+    elif hasattr(held, "read"):
+        held = held.read()
+    try:
+        view = memoryview(held)
+    except TypeError:
+        raise TypeError(f"a path, bytes or a binary file expected, not {type(source).__name__}") from None
+    if view.itemsize != 1:
+        raise TypeError(f"bytes expected, not items of {view.itemsize} bytes")
+    return (view if view.c_contiguous else memoryview(view.tobytes())).cast("B")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .image import CHANNELS, ImageError, Samples, pixels_of, samples_of
+from .image import ImageError, Picture, Samples, depth_used, pixels_of, samples_of
 
 WINDOW, SIGMA = 11, 1.5
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -29,20 +29,21 @@ class Likeness:
     ms_ssim: float | None
 
 
-def compare(a: Image.Image, b: Image.Image) -> Likeness:
+def compare(a: Picture, b: Picture) -> Likeness:
     """The likeness of two pictures of the same size and depth. Alpha counts as a channel if either has it.
 
     Raises ImageError where they cannot be compared.
     """
-    (x, _, depth), (y, _, other) = samples_of(a), samples_of(b)
-    if x.shape[:2] != y.shape[:2]:
-        raise ImageError(f"{a.width} x {a.height} and {b.width} x {b.height} pixels cannot be compared")
-    if depth != other:
-        raise ImageError(f"{depth} and {other} bits a sample cannot be compared")
+    p, q = pixels_of(a), pixels_of(b)
+    if (p.width, p.height) != (q.width, q.height):
+        raise ImageError(f"{p.width} x {p.height} and {q.width} x {q.height} pixels cannot be compared")
+    if p.bits != q.bits:
+        raise ImageError(f"{p.bits} and {q.bits} bits a sample cannot be compared")
+    x, y = (pixels[0 : pixels.height, 0 : pixels.width] for pixels in (p, q))
+    peak = 2 ** max(pixels.depth or depth_used(samples) for pixels, samples in ((p, x), (q, y))) - 1
     colours, alpha = max(x.shape[2], y.shape[2]) > 2, not x.shape[2] % 2 or not y.shape[2] % 2
-    peak = 2**depth - 1
     x, y = (with_channels(samples, colours, alpha, peak) for samples in (x, y))
-    return Likeness(psnr_of(x, y, peak), ms_ssim_of(x, y, peak) if min(a.size) >= SIDE_MIN else None)
+    return Likeness(psnr_of(x, y, peak), ms_ssim_of(x, y, peak) if min(p.width, p.height) >= SIDE_MIN else None)
 
 
 def with_channels(samples: Samples, colours: bool, alpha: bool, peak: int) -> Samples:
@@ -75,23 +76,30 @@ def decibels(error: int, samples: int, peak: int) -> float:
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
     """PSNR in dB of the colours of two pictures of one size and mode; alpha does not count."""
-    (x, _, depth), (y, _, _) = samples_of(a), samples_of(b)
+    x, y = samples_of(a)[0], samples_of(b)[0]
     colours = 3 if x.shape[2] > 2 else 1
-    return psnr_of(x[..., :colours], y[..., :colours], 2**depth - 1)
+    return psnr_of(x[..., :colours], y[..., :colours], 2 ** max(depth_used(x), depth_used(y)) - 1)
 
 
-def fidelity(picture: Image.Image, tiles: Iterable[tuple[tuple[int, int, int, int], Samples]]) -> tuple[float, bool]:
+def fidelity(
+    picture: Picture, tiles: Iterable[tuple[tuple[int, int, int, int], Samples]], depth: int = 8
+) -> tuple[float, bool]:
     """PSNR in dB of the colours of what a picture was decoded to, tile by tile, and whether every sample is equal.
 
-    tiles: as ``Codec.decode_tiles`` gives them.
+    tiles: as ``Codec.decode_tiles`` gives them. depth: of the file, which says what the largest sample is.
     """
-    pixels, error, equal = pixels_of(picture), 0, True
-    colours = 3 if CHANNELS[pixels.mode] > 2 else 1
+    pixels, error, equal, peak = pixels_of(picture), 0, True, 2**depth - 1
+    colours = 3
     for (x, y, width, height), decoded in tiles:
-        original = pixels[y : y + height, x : x + width]
+        if pixels.bits == 8 and isinstance(picture, Image.Image):
+            # In Pillow's words, which know nothing of the mode that was chosen for the file.
+            original = np.asarray(picture.crop((x, y, x + width, y + height)).convert("RGBA"))
+        else:
+            original = with_channels(pixels[y : y + height, x : x + width], True, True, peak)
+        decoded = with_channels(decoded, True, True, peak)
         error += squared_error(original[..., :colours], decoded[..., :colours])
         equal = equal and np.array_equal(original, decoded)
-    return decibels(error, colours * pixels.width * pixels.height, 2**pixels.bits - 1), equal
+    return decibels(error, colours * pixels.width * pixels.height, peak), equal
 
 
 def ms_ssim_of(x: Samples, y: Samples, peak: int = 255) -> float:

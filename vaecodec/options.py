@@ -47,17 +47,35 @@ def region_of(match: re.Match[str]) -> tuple[int, int, int, int] | None:
 
 
 def size_of(match: re.Match[str]) -> float | None:
-    return float(match[1]) * {"": 1, "k": 10**3, "m": 10**6}[match[2].lower()] or None
+    thousand = 1024 if match[3] else 1000
+    return float(match[1]) * thousand ** {"": 0, "k": 1, "m": 2}[match[2].lower()] or None
 
 
 def metadata_of(match: re.Match[str]) -> list[str]:
-    return {"all": ["exif", "icc", "xmp"], "none": []}.get(match[0], match[0].split(","))
+    return {"all": METADATA_NAMES, "none": []}.get(match[0], match[0].split(","))
+
+
+def colour_of(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """A colour in Pillow's words. Raises BadParameter for others."""
+    if text is not None:
+        from PIL import ImageColor
+
+        try:
+            ImageColor.getrgb(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return text
 
 
 SHARD = matched("I/N", r"(\d+)/(\d+)", shard_of)
 REGION = matched("X,Y,W,H", r"(\d+),(\d+),(\d+),(\d+)", region_of)
-SIZE = matched("BYTES[k|M]", r"(\d+\.?\d*)([kKmM]?)", size_of)
-METADATA = matched("all|none|exif,icc,xmp", r"all|none|(exif|icc|xmp)(,(exif|icc|xmp))*", metadata_of)
+SIZE = matched("BYTES[k|M|Ki|Mi]", r"(\d+\.?\d*) ?(|[kKmM])((?<=[kKmM])[iI])?[bB]?", size_of)
+METADATA_NAMES = ["exif", "icc", "xmp", "iptc", "text", "dpi"]
+METADATA = matched(
+    "all|none|" + ",".join(METADATA_NAMES), "all|none|({0})(,({0}))*".format("|".join(METADATA_NAMES)), metadata_of
+)
+
+COLOUR: dict[str, Any] = {"metavar": "COLOUR", "callback": colour_of}
 
 
 @dataclass(frozen=True)
@@ -111,6 +129,9 @@ MAX_PIXELS = click.option(
     show_default=True,
     help="Refuse pictures of more pixels.",
 )
+ANY = click.Path(allow_dash=True, readable=False)  # of many files, those that cannot be read are no wrong usage
+SOURCES = click.argument("sources", type=ANY, nargs=-1, required=True)
+RECURSIVE = click.option("-r", "--recursive", is_flag=True, help="Folders with all below them that is not hidden.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress bar and no summary.")
 
 
@@ -169,7 +190,9 @@ def batching(inputs: frozenset[str], outputs: frozenset[str]) -> Callable[[Any],
             if second and overwrite:  # `*` may have named both
                 raise click.UsageError(f"to overwrite {second}, name it with -o")
             named = output is not None and output != "-" and not files.is_folder(output)
-            existing: files.Existing = "skip" if skip_existing else "overwrite" if overwrite or named else "fail"
+            existing: files.Existing = (
+                "skip" if skip_existing else "overwrite" if overwrite else "named" if named else "fail"
+            )
             request = files.Request(
                 sources[:1] if second else sources, output or second, recursive, existing, shard, jobs, preserve_times
             )
@@ -177,15 +200,20 @@ def batching(inputs: frozenset[str], outputs: frozenset[str]) -> Callable[[Any],
 
         return with_options(
             grouped,
-            click.argument("sources", type=click.Path(allow_dash=True), nargs=-1, required=True),
+            SOURCES,
             click.option(
                 "-o",
                 "--output",
-                type=click.Path(allow_dash=True),
+                type=ANY,
                 help="A file for one input, replaced if it exists, or - for standard output; for many a folder, which "
                 "exists or ends in /. Default: beside the input.",
             ),
-            click.option("-r", "--recursive", is_flag=True, help="Folders with all below them; -o mirrors the tree."),
+            click.option(
+                "-r",
+                "--recursive",
+                is_flag=True,
+                help="Folders with all below them that is not hidden; -o mirrors the tree.",
+            ),
             click.option(
                 "-j",
                 "--jobs",
@@ -195,7 +223,11 @@ def batching(inputs: frozenset[str], outputs: frozenset[str]) -> Callable[[Any],
                 help="Files at a time, in threads that share one copy of the weights. Best with --threads 1.",
             ),
             click.option("--overwrite", is_flag=True, help="Replace outputs that exist. Default: they are failures."),
-            click.option("--skip-existing", is_flag=True, help="Pass over inputs whose output exists."),
+            click.option(
+                "--skip-existing",
+                is_flag=True,
+                help="Pass over inputs whose output exists, is newer and, if a .vae file, not cut off.",
+            ),
             click.option("--preserve-times", is_flag=True, help="Give outputs the times of their inputs."),
             click.option(
                 "--shard", **SHARD, default="1/1", help="Of the sorted inputs every n-th from the i-th, 1 to n."

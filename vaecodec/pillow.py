@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from bitstream import MAGIC, VaeError, unpack
 
-from .image import INFO_KEYS, info_of, picture_of, refuse_deep_colour
+from .image import INFO_KEYS, carried, info_of, picture_of, refuse_deep_colour
 from .info import UNLIMITED
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def _save(picture: Image.Image, file: IO[bytes], name: str | bytes) -> None:
     if not isinstance(quality, int | float | None):
         raise ValueError(f"quality {quality!r} is no number from 0 to 100")
     single = picture.copy()  # of several frames the current one, as Pillow has it
+    single.info |= carried(picture)  # what Pillow keeps elsewhere
     for key in INFO_KEYS.values():
         if key in options:
             payload = options.pop(key)

@@ -13,11 +13,11 @@ from itertools import pairwise
 
 from PIL import Image
 
-from bitstream import Limits
+from bitstream import Limits, read_header
 
 from .codec import Codec
 from .exact import QUALITY_MAX
-from .image import metadata_of
+from .image import DeepPicture, metadata_of
 from .metrics import fidelity
 
 ENCODES = 10
@@ -49,7 +49,7 @@ class Found:
 
 def compress_to(
     codec: Codec,
-    picture: Image.Image,
+    picture: Image.Image | DeepPicture,
     *,
     bpp: float | None = None,
     size: float | None = None,
@@ -78,7 +78,7 @@ def missed(found: Found, in_psnr: bool) -> str:
 
 def search(
     codec: Codec,
-    picture: Image.Image,
+    picture: Image.Image | DeepPicture,
     *,
     bpp: float | None = None,
     size: float | None = None,
@@ -109,7 +109,8 @@ def search(
         data = codec.compress(picture, quality, progress, effort=effort, limits=limits)
         reached = float(len(data))
         if psnr is not None:
-            reached = min(fidelity(picture, codec.decode_tiles(data, limits, progress))[0], PSNR_MAX)
+            decoded = codec.decode_tiles(data, limits, progress)
+            reached = min(fidelity(picture, decoded, read_header(data).depth)[0], PSNR_MAX)
         known[hundredths] = straight(reached)
         if best is None or abs(reached - goal) < abs(best.reached - goal):
             best = Found(data, quality, 0, reached, abs(reached - goal) <= tolerance)
@@ -128,15 +129,27 @@ def following(known: dict[int, float], goal: float, rise: float) -> int:
     point is all that is known.
     """
     tried = sorted(known)
-    for low, high in pairwise(tried):
-        if known[low] < goal <= known[high]:
-            between = low + (high - low) * (goal - known[low]) / (known[high] - known[low])
-            return min(max(round(between), low + 1), high - 1)
+    around = [(low, high) for low, high in pairwise(tried) if (known[low] < goal) != (known[high] < goal)]
+    if around:
+        low, high = max(around, key=lambda gap: gap[1] - gap[0])
+        between = low + (high - low) * (goal - known[low]) / (known[high] - known[low])
+        if len(tried) > 3 and len(tried) % 2 == 0:  # far from straight: a line would keep coming from the same side
+            between = (low + high) / 2
+        return min(max(round(between), low + 1), high - 1) if high - low > 1 else low
     end = min(tried, key=lambda q: abs(known[q] - goal))
     if len(tried) > 1:
         other = min(set(tried) - {end}, key=lambda q: abs(q - end))
         rise = max((known[end] - known[other]) / (end - other), rise / 4)
-    return inside(end + (goal - known[end]) / rise)
+    further = inside(end + (goal - known[end]) / rise)
+    falls = any(known[high] < known[low] for low, high in pairwise(tried))
+    ends = (QUALITY_MAX, 0) if goal > known[end] else (0, QUALITY_MAX)
+    untried = [q for q in ends if q not in known]
+    if untried and (falls or further in known):  # not what curves are like: see what there is
+        return untried[0]
+    if falls:
+        low, high = max(pairwise(tried), key=lambda gap: gap[1] - gap[0])
+        return (low + high) // 2
+    return further
 
 
 def inside(hundredths: float) -> int:

@@ -265,6 +265,8 @@ def begun(objective: Objective, config: TrainConfig, crops: Crops, state: dict[s
     trainer = Trainer(objective, network, crops, lr=config.lr, soap=config.soap, ema=config.ema)
     if state is not None:
         trainer.average.load_state_dict(state.get("average", state["model"]), strict=False)
+        if checkpoints.lacks_units(state):
+            trainer.calibrate(config.phases[0].crop)
     return trainer
 
 

@@ -1,0 +1,118 @@
+"""Pictures of more than 8 bits a sample into files, which Pillow does not write in colour."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .image import DeepPicture, ImageError
+from .metadata import FULL, IPTC_TAG, RESOLUTION, STRUCTURE, XMP_KEYWORD, Chunk, unpacked
+
+BLOCK = 64  # rows whose filters are chosen together
+
+
+def encode_deep(picture: DeepPicture, format: str) -> bytes:
+    """The bytes of a file that holds every sample: PNG, TIFF, or PPM, which has no alpha.
+
+    Where white is not 65535, PNG and TIFF have the samples spread over 16 bits, and PPM says what it is. Raises
+    ImageError for other formats and for what they cannot hold.
+    """
+    writers = {"PNG": _png, "TIFF": _tiff, "PPM": _ppm}
+    if format not in writers:
+        raise ImageError(f"{format} does not hold {picture.depth} bits a sample")
+    return writers[format](picture)
+
+
+def _ppm(picture: DeepPicture) -> bytes:
+    channels = picture.samples.shape[2]
+    if channels == 4:
+        raise ImageError("PPM does not hold alpha")
+    kind, peak = {1: "P5", 3: "P6"}[channels], 2**picture.depth - 1 if picture.full else 65535
+    head = f"{kind}\n{picture.width} {picture.height}\n{peak}\n".encode()
+    return head + picture.samples.astype(">u2").tobytes()
+
+
+def _png(picture: DeepPicture) -> bytes:
+    samples = picture.spread().samples if picture.full else picture.samples
+    height, width, channels = samples.shape
+    info, colour = picture.info, {1: 0, 3: 2, 4: 6}[channels]
+    chunks: list[Chunk] = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))]
+    if icc := info.get("icc_profile"):
+        chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc)))
+    if picture.full:
+        chunks.append((b"sBIT", bytes([picture.depth] * channels)))
+    unwanted = {FULL, b"sRGB"} if icc else {FULL}
+    chunks += [chunk for chunk in unpacked(info.get("png_chunks") or b"") if chunk[0] not in unwanted]
+    if exif := info.get("exif"):
+        chunks.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
+    if xmp := info.get("xmp"):
+        chunks.append((b"iTXt", XMP_KEYWORD + b"\0\0\0\0" + xmp))
+    packer = zlib.compressobj()
+    data = b"".join(packer.compress(part) for part in _filtered(samples)) + packer.flush()
+    chunks += [(b"IDAT", data), (b"IEND", b"")]
+    framed = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def _filtered(samples: NDArray[np.uint16]) -> Any:
+    """The rows of a PNG file, each under the filter whose bytes, taken as signed, are smallest; some rows at a time."""
+    height, width, channels = samples.shape
+    step = 2 * channels
+    above = np.zeros((1, width * step), np.uint8)
+    for top in range(0, height, BLOCK):
+        rows = np.frombuffer(samples[top : top + BLOCK].astype(">u2").tobytes(), np.uint8).reshape(-1, width * step)
+        up = np.concatenate([above, rows[:-1]])
+        left, corner = (np.pad(part[:, :-step], ((0, 0), (step, 0))) for part in (rows, up))
+        a, b, c = (part.astype(np.int16) for part in (left, up, corner))
+        near = np.abs(np.stack([b - c, a - c, a + b - 2 * c]))
+        paeth = np.where((near[0] <= near[1]) & (near[0] <= near[2]), a, np.where(near[1] <= near[2], b, c))
+        kinds = np.stack([rows, rows - left, rows - up, rows - paeth.astype(np.uint8)])
+        best = np.abs(kinds.view(np.int8).astype(np.int16)).sum(2).argmin(0)
+        numbers = np.array([0, 1, 2, 4], np.uint8)[best]
+        yield np.column_stack([numbers, kinds[best, np.arange(len(rows))]]).tobytes()
+        above = rows[-1:]
+
+
+def _tiff(picture: DeepPicture) -> bytes:
+    import tifffile
+
+    picture = picture.spread() if picture.full else picture
+    info, samples, stream = picture.info, picture.samples, io.BytesIO()
+    grey = samples.shape[2] == 1
+    tags: list[tuple[int, int, int, Any, bool]] = [
+        (code, 7 if code == IPTC_TAG else 1, len(info[key]), info[key], True)
+        for code, key in ((700, "xmp"), (IPTC_TAG, "iptc"))
+        if info.get(key)
+    ]
+    exif = Image.Exif()
+    exif.load(info.get("exif") or b"")
+    for code, value in exif.items():
+        if isinstance(value, str) and code not in STRUCTURE:
+            text = value.encode() + b"\0"
+            tags.append((code, 2, len(text), text, True))
+    if 274 in exif:
+        tags.append((274, 3, 1, exif[274], True))
+    options: dict[str, Any] = {"extrasamples": ["unassalpha"]} if samples.shape[2] == 4 else {}
+    for kind, data in unpacked(info.get("png_chunks") or b""):
+        if kind in RESOLUTION and len(data) == 9 and data[8] == 1:
+            metres = struct.unpack_from(">II", data)
+            options |= {"resolution": tuple(value / 100 for value in metres), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(
+        stream,
+        samples[..., 0] if grey else samples,
+        photometric="minisblack" if grey else "rgb",
+        compression="zlib",
+        predictor=True,
+        metadata=None,
+        software=False,
+        iccprofile=info.get("icc_profile"),
+        extratags=tags,
+        **options,
+    )
+    return stream.getvalue()
