@@ -201,3 +201,14 @@ def test_devices_that_are_not_there_are_refused(data: Path, tmp_path: Path, name
 def test_an_export_needs_its_folder(data: Path, tmp_path: Path) -> None:
     result = cli("export", TINY, "--data", data, "-o", tmp_path / "none" / "x.safetensors")
     assert result.exit_code == 2 and "no such folder" in result.stderr
+
+
+@pytest.mark.usefixtures("exporting")
+def test_checkpoints_from_before_there_were_units_get_some(data: Path, tmp_path: Path) -> None:
+    state, old = run(data, tmp_path / "run", 2), tmp_path / "old.pt"
+    model = {name: tensor for name, tensor in state["model"].items() if not name.endswith("_units")}
+    torch.save({"model": model, "kind": "lossy", "config": state["config"]}, old)
+    assert trained(data, tmp_path / "next", "--resume", old).exit_code == 0
+    assert cli("export", old, "--data", data, "-o", tmp_path / "old.safetensors").exit_code == 0
+    weights = Codec("cpu", tmp_path / "old.safetensors").lossy.model
+    assert weights.g_s.fine[0].conv_3.in_units.unique().numel() > 1

@@ -198,7 +198,7 @@ class Lossy:
         calibrate(model, crops.batch(CALIBRATION_CROPS, side), crops.qualities(CALIBRATION_CROPS))
 
     def frozen(self, model: LossyModel) -> list[nn.Parameter]:
-        return model.encoder()
+        return [*model.g_a.parameters(), *model.h_a.parameters(), model.log_ratio]
 
     def loss(self, model: nn.Module, crops: Crops, phase: Phase) -> Tensor:
         x, quality = share(crops.resized(phase.batch, phase.crop)), share(crops.qualities(phase.batch))
