@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import vaecodec  # before torch: it sets how threads wait
+
+# isort: split
 import numpy as np
 import pytest
 import torch
@@ -19,7 +22,7 @@ from training_process import SECONDS
 
 import vaecodec.codec
 from bitstream import Kind
-from vaecodec import Codec, lossless, train, weights
+from vaecodec import Codec, lossless, misfits, train, weights
 from vaecodec.cli import main
 from vaecodec.lossless import LosslessModel
 from vaecodec.model import Config, LossyModel
@@ -116,6 +119,24 @@ def small_lossless_model(seed: int = 0) -> LosslessModel:
 
 def random_words(rng: np.random.Generator, n: int) -> bytes:
     return rng.integers(1, 2**32, n, np.uint32).astype("<u4").tobytes()
+
+
+DOUBTFUL = misfits.Signs.doubtful
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_doubt() -> Iterator[None]:
+    """The small lossy model was never trained, so that hardly a tile of its files would be worth its networks. They are
+    used all the same, but in tests of that choice, which take ``doubts``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(misfits.Signs, "doubtful", lambda *_: False)
+        yield
+
+
+@pytest.fixture
+def doubts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice as users have it."""
+    monkeypatch.setattr(misfits.Signs, "doubtful", DOUBTFUL)
 
 
 @pytest.fixture(scope="session")

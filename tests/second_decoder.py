@@ -1,6 +1,6 @@
 """A second decoder, written from FORMAT.md alone: it shares no line with the library and needs no package.
 
-It reads the container, and of lossless files the tiles that need no networks: plain and raw ones.
+It reads the container, and the tiles that need no networks: plain and raw ones.
 """
 
 import struct
@@ -305,18 +305,20 @@ def pop_plain(coder: Coder, height: int, width: int, channels: int, depth: int) 
 
 
 def decode(data: bytes) -> Picture:
-    """The picture of a lossless file whose tiles are plain or raw."""
+    """The picture of a file whose tiles are plain or raw."""
     header, _, tiles = read(data)
-    require(header.kind == 2 and header.colour == 0, "version", "not a lossless file")
+    require(header.kind in (1, 2) and header.colour in (0, 1), "version", "kind or colour transform")
     require(header.tile <= 2048, "corrupt", "tile size")
+    channels, grey = CHANNELS[header.mode], header.colour == 1
+    require(channels > 2 or not grey, "corrupt", "no colours to be equal")
     picture: Picture = [[] for _ in range(header.height)]
     left = iter(tiles)
     for top in range(0, header.height, header.tile):
         for x in range(0, header.width, header.tile):
             height, width = min(header.tile, header.height - top), min(header.tile, header.width - x)
-            part = decode_tile(next(left), height, width, CHANNELS[header.mode], header.depth)
+            part = decode_tile(next(left), height, width, channels - 2 * grey, header.depth)
             for row, pixels in zip(picture[top:], part, strict=False):
-                row += pixels
+                row += [pixel[:1] * 3 + pixel[1:] for pixel in pixels] if grey else pixels
     return picture
 
 

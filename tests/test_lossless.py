@@ -462,7 +462,7 @@ def test_files_of_other_weights_transforms_and_methods(lossless_codec: Codec) ->
         ({"model": bytes(16)}, WeightsError),
         ({"kind": Kind.LOSSY}, WeightsError),
         ({"kind": Kind.PCA}, VersionError),
-        ({"colour": 1}, VersionError),
+        ({"colour": 2}, VersionError),
         ({"tile": 4096}, CorruptError),
         ({"mode": Mode["RGBA"]}, CorruptError),
         ({"mode": Mode["L"]}, CorruptError),

@@ -6,9 +6,16 @@ and for tensors.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 
 TYPE_CHECKING = False  # as type checkers know it: typing takes longer to import than all else that is needed here
+
+# Threads of torch that wait for work spin, by default, and on a busy machine take the time of those that have some. The
+# library that starts them reads this once, when torch is imported.
+if "torch" not in sys.modules and not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,8 +1,9 @@
 """Picture -> latents -> integers -> ANS words -> container, and below it the way back.
 
 A tile is coded on its own. Its entropy networks see nothing outside it; only analysis and synthesis of the lossy codec
-read a margin around it, which is wide enough that the joint picture has no seams. The tiles of lossless files are in
-``lossless_codec.py``.
+read a margin around it, which is wide enough that the joint picture has no seams. What the networks are no good at is
+coded without them, and for analysis and synthesis of the tiles around it the picture ends there. The tiles of lossless
+files are in ``lossless_codec.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +34,6 @@ from bitstream import (
     Header,
     Kind,
     Limits,
-    Mode,
     Record,
     Tile,
     VersionError,
@@ -44,7 +44,9 @@ from bitstream import (
     unpack,
 )
 
+from . import misfits
 from .exact import STREAM_UNIT, UNIT, interpolate
+from .guest import public
 from .image import (
     CHANNELS,
     DeepPicture,
@@ -61,11 +63,12 @@ from .image import (
 )
 from .info import Source, bytes_of
 from .lossless_codec import BITS_BACK, PLAIN, RAW, ROUNDED, Samples, TileCoder, sample_type
-from .model import HYPER, PATCH, pick, place, step_quarters
+from .model import HYPER, PATCH, lagrangian, of_seen, pick, place, step_quarters
 from .refine import STEPS, refined
 from .weights import Lossless, Lossy, WeightsError, load, packaged
 
-NETWORK = 0  # the only tile method of lossy files
+NETWORK = 0  # tile method of lossy files; others are PLAIN and RAW
+GREY = 1  # colour transform: the colours are equal, and one of them is coded
 TILE = 1024
 TILE_MAX = 2048  # it bounds the memory and the work that a tile costs before its checksum is known
 
@@ -139,6 +142,48 @@ def tiles(rows: int, columns: int, side: int) -> list[Box]:
         for top in range(0, rows, side)
         for left in range(0, columns, side)
     ]
+
+
+class GreyPixels(Pixels):
+    """A picture whose colours are equal, as one of them and its alpha."""
+
+    def __getitem__(self, part: tuple[slice, slice]) -> Samples:
+        return super().__getitem__(part)[..., 2:]
+
+
+def grey_pixels(pixels: Pixels) -> GreyPixels | None:
+    """If its colours are equal. Of most pictures the first rows tell that they are not."""
+    if CHANNELS[pixels.mode] < 3:
+        return None
+    for top in range(0, pixels.height, 16):
+        part = pixels[top : min(top + 16, pixels.height), 0 : pixels.width]
+        if (part[..., 0] != part[..., 1]).any() or (part[..., 1] != part[..., 2]).any():
+            return None
+    return GreyPixels(*(getattr(pixels, field.name) for field in fields(pixels)))
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The tiles of a lossy file without latents, by row and column among the tiles. side: of a tile, in latents."""
+
+    side: int
+    places: set[tuple[int, int]]
+
+    def add(self, box: Box) -> None:
+        self.places.add((box.top // self.side, box.left // self.side))
+
+    def seen(self, outer: Box, like: Tensor) -> Tensor | None:
+        """See ``model.of_seen``, of a box of latents: [1, 1, h, w], or None if it has all of them."""
+        rows = range(outer.top // self.side, -(-outer.bottom // self.side))
+        columns = range(outer.left // self.side, -(-outer.right // self.side))
+        found = [(i, j) for i in rows for j in columns if (i, j) in self.places]
+        if not found:
+            return None
+        seen = like.new_ones(1, 1, outer.rows, outer.columns)
+        for i, j in found:
+            tile = Box(i * self.side, j * self.side, (i + 1) * self.side, (j + 1) * self.side)
+            seen[..., *(tile & outer).within(outer)] = 0
+        return seen
 
 
 def box_of(region: Region | None, width: int, height: int) -> Box:
@@ -227,6 +272,7 @@ class Codec:
     raises ends the work and reaches the caller: this is how to cancel.
     """
 
+    @public
     def __init__(self, device: str = "auto", weights: str | os.PathLike[str] | None = None) -> None:
         self._arguments = device, None if weights is None else Path(weights).absolute()
         if device == "auto":
@@ -247,6 +293,7 @@ class Codec:
         return loaded
 
     @property
+    @public
     def lossy(self) -> Lossy:
         with self._loading:
             weights = self._loaded.get(Kind.LOSSY) or self._load(packaged("lossy"))
@@ -255,6 +302,7 @@ class Codec:
         return weights
 
     @property
+    @public
     def lossless(self) -> Lossless:
         with self._loading:
             weights = self._loaded.get(Kind.LOSSLESS) or self._load(packaged("lossless"))
@@ -262,6 +310,7 @@ class Codec:
             raise WeightsError("the packaged weights are not those of a lossless model")
         return weights
 
+    @public
     def compress(
         self,
         picture: Picture,
@@ -295,6 +344,8 @@ class Codec:
         elif not isinstance(picture, Image.Image | DeepPicture | np.ndarray):
             picture = open_picture(io.BytesIO(bytes_of(picture)), limits)
         pixels = pixels_of(picture)
+        grey = grey_pixels(pixels)
+        pixels = grey or pixels
         sections = metadata_of(picture)  # PNG may have it after the pixels, which are loaded now
         kind, weights = (Kind.LOSSLESS, self.lossless) if lossless else (Kind.LOSSY, self.lossy)
         hundredths = 0 if lossless else round(quality * 100)
@@ -303,7 +354,8 @@ class Codec:
         boxes = [box.within(whole) for box in tiles(pixels.height, pixels.width, TILE)]
         used = max(depth_used(pixels[box]) for box in boxes) if pixels.bits > 8 else 8
         depth = (depth or pixels.depth or used) if pixels.bits > 8 else 8
-        header = Header(kind, pixels.mode, pixels.width, pixels.height, depth, hundredths, 0, TILE, weights.identity)
+        size, colour = (pixels.width, pixels.height), GREY if grey else 0
+        header = Header(kind, pixels.mode, *size, depth, hundredths, colour, TILE, weights.identity)
         (limits or Limits()).check(header)
         if used > depth:
             raise ImageError(f"the picture has samples of more than {depth} bits")
@@ -314,13 +366,55 @@ class Codec:
 
     def _compress_lossy(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
         q = torch.tensor([header.quality], device=self.device)
-        coded, whole = [], box_of(None, header.width, header.height)
-        for box in tiles(-(-header.height // PATCH), -(-header.width // PATCH), TILE // PATCH):
-            y = self._analyse(pixels, header.depth, box, q, effort)
-            alpha = pixels[(box.times(PATCH) & whole).within(whole)][..., colours_of(header.mode) :]
-            coded.append(self._push_tile(y, q, alpha, header.depth))
-            progress(box.rows * box.columns * PATCH**2)
-        return coded
+        whole = box_of(None, header.width, header.height)
+        coded, missing = dict[Box, Tile](), Missing(TILE // PATCH, set())
+        waiting = boxes = tiles(-(-header.height // PATCH), -(-header.width // PATCH), TILE // PATCH)
+        while waiting:
+            left_out = list[Box]()
+            for box in waiting:
+                samples = pixels[(box.times(PATCH) & whole).within(whole)]
+                tile = self._push_best(pixels, samples, header, box, q, effort, missing)
+                if box not in coded:
+                    progress(box.rows * box.columns * PATCH**2)
+                coded[box] = tile
+                if tile.method != NETWORK:
+                    left_out.append(box)
+            # Their neighbours have counted on their latents.
+            for box in left_out:
+                missing.add(box)
+            around = [box.grown(self.lossy.margin) for box in left_out]
+            waiting = [b for b in boxes if coded[b].method == NETWORK and any(b & other for other in around)]
+        return [coded[box] for box in boxes]
+
+    def _push_best(
+        self, pixels: Pixels, samples: Samples, header: Header, box: Box, q: Tensor, effort: int, missing: Missing
+    ) -> Tile:
+        """A tile of a lossy file with networks or, where they cost more than they save, without."""
+        outer = box.grown(self.lossy.margin) & Box(0, 0, -(-header.height // PATCH), -(-header.width // PATCH))
+        inside, colours = box.within(outer), colours_of(header)
+        seen = missing.seen(outer, self.lossy.model.log_ratio)
+        x = self._padded(pixels, header, outer)
+        y = of_seen(self.lossy.quantiser_units(self.lossy.model.g_a(x, q, seen), q), seen)
+        if effort:
+            y[..., *inside] = refined(self.lossy, x, y, inside, q, STEPS[effort], seen)
+        tile, y[..., *inside] = self._push_tile(y[..., *inside], q, samples[..., colours:], header.depth)
+        pixel, weight = (
+            8 / (samples.shape[0] * samples.shape[1]),
+            float(lagrangian(q, self.lossy.model.config.lambda_max)),
+        )
+        bits = len(tile.words) * pixel
+        signs = misfits.signs(samples, header.depth)
+        if not signs.doubtful(bits, weight):
+            return tile
+        x_hat = self.lossy.model.g_s(self.lossy.stream((y / self.lossy.model.config.unit).round().long(), q), q, seen)
+        error = (x_hat.clamp(0, 255) - x)[0, :, *box.times(PATCH).within(outer.times(PATCH))]
+        error = error[:, : samples.shape[0], : samples.shape[1]]
+        error = error.mean(0) if colours == 1 else error
+        cost = bits + weight * float(error.square().mean())
+        if cost < signs.bits:
+            return tile
+        exact = TileCoder(None, header.depth).push(samples)
+        return exact if len(exact.words) * pixel <= cost else tile
 
     def _compress_lossless(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
         coder, coded = TileCoder(self.lossless if header.depth == 8 else None, header.depth, effort > 0), []
@@ -330,6 +424,7 @@ class Codec:
             progress(box.rows * box.columns)
         return coded
 
+    @public
     def compress_batch(
         self,
         pictures: Iterable[Picture],
@@ -347,6 +442,7 @@ class Codec:
         options: dict[str, Any] = {"lossless": lossless, "depth": depth, "effort": effort, "limits": limits}
         return [self.compress(picture, quality, **options) for picture in pictures]
 
+    @public
     def decompress(
         self,
         data: Source,
@@ -376,6 +472,7 @@ class Codec:
             picture.paste(picture_of(samples), (box.left - wanted.left, box.top - wanted.top))
         return picture
 
+    @public
     def decode_array(
         self,
         data: Source,
@@ -398,6 +495,7 @@ class Codec:
             whole[box.within(wanted)] = samples
         return whole
 
+    @public
     def decode_tiles(
         self, data: Source, limits: Limits | None = None, progress: Progress | None = None
     ) -> Iterator[tuple[Region, Samples]]:
@@ -408,9 +506,17 @@ class Codec:
         """
         container = unpack(bytes_of(data), limits or Limits())
         whole = box_of(None, container.header.width, container.header.height)
-        for box, samples in self._decode(container, whole, progress or ignore, None):
-            yield box.region, samples
+        parts = self._decode(container, whole, progress or ignore, None)
 
+        @public
+        def following() -> tuple[Region, Samples] | None:
+            for box, samples in parts:
+                return box.region, samples
+            return None
+
+        return iter(following, None)
+
+    @public
     def decode_tensor(
         self,
         data: Source,
@@ -425,6 +531,7 @@ class Codec:
         samples = torch.from_numpy(self.decode_array(data, limits, progress, region=region, damaged=damaged))
         return samples.permute(2, 0, 1).contiguous().to(device or self.device)
 
+    @public
     def account(self, data: Source) -> dict[str, float]:
         """Where the bits of a lossless file went: by part, in bits; what the posterior gives back is negative."""
         view, bits = bytes_of(data), dict[str, float]()
@@ -457,15 +564,20 @@ class Codec:
         header = container.header
         if header.kind not in (Kind.LOSSLESS, Kind.LOSSY):
             raise VersionError(f"kind {header.kind.name} is not supported by this version")
-        if header.colour != 0:
+        if header.colour not in (0, GREY):
             raise VersionError(f"colour transform {header.colour} is not supported by this version")
+        if header.colour == GREY and CHANNELS[header.mode] < 3:
+            raise CorruptError(f"colours of mode {header.mode.name} are not there to be equal")
         if header.tile > TILE_MAX:
             raise CorruptError(f"tile size {header.tile} is larger than {TILE_MAX}")
         if header.kind == Kind.LOSSLESS:
-            return self._decode_lossless(container, wanted, progress, damaged, record)
-        if header.model != self.lossy.identity:
-            raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossy.identity.hex()}")
-        return self._decode_lossy(container, wanted, progress, damaged)
+            parts = self._decode_lossless(container, wanted, progress, damaged, record)
+        else:
+            network = any(tile.method not in (PLAIN, RAW) for tile in container.tiles)
+            if network and header.model != self.lossy.identity:
+                raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossy.identity.hex()}")
+            parts = self._decode_lossy(container, network, wanted, progress, damaged)
+        return parts if header.colour != GREY else ((box, coloured(samples)) for box, samples in parts)
 
     def _decode_lossless(
         self,
@@ -481,7 +593,7 @@ class Codec:
         network = header.depth == 8 and any(tile.method in (BITS_BACK, ROUNDED) for _, tile in needed)
         if network and header.model != self.lossless.identity:
             raise WeightsError(f"made with weights {header.model.hex()}, these are {self.lossless.identity.hex()}")
-        coder, channels = TileCoder(self.lossless if network else None, header.depth), CHANNELS[header.mode]
+        coder, channels = TileCoder(self.lossless if network else None, header.depth), channels_of(header)
         for box, tile in needed:
             part = box & wanted
             samples: Samples | None = None
@@ -492,62 +604,78 @@ class Codec:
             progress(part.rows * part.columns)
 
     def _decode_lossy(
-        self, container: Container, wanted: Box, progress: Progress, damaged: list[Region] | None
+        self,
+        container: Container,
+        network: bool,
+        wanted: Box,
+        progress: Progress,
+        damaged: list[Region] | None,
     ) -> Iterator[tuple[Box, Samples]]:
-        header, margin = container.header, self.lossy.margin
+        header = container.header
+        margin, latents = (self.lossy.margin, self.lossy.model.config.latent) if network else (0, 0)
         whole = box_of(None, header.width, header.height)
         grid = Box(0, 0, -(-header.height // PATCH), -(-header.width // PATCH))
         inner = Box(wanted.top // PATCH, wanted.left // PATCH, -(-wanted.bottom // PATCH), -(-wanted.right // PATCH))
         outer = inner.grown(margin) & grid
-        boxes = tiles(grid.rows, grid.columns, header.tile // PATCH)
-        needed = [(box, tile) for box, tile in zip(boxes, container.tiles, strict=True) if box & outer]
+        boxes = list(zip(tiles(grid.rows, grid.columns, header.tile // PATCH), container.tiles, strict=True))
+        needed = [(box, tile) for box, tile in boxes if box & outer]
+        missing = Missing(header.tile // PATCH, set())
+        for box, tile in needed:
+            if tile.method in (PLAIN, RAW):
+                missing.add(box)
         q = torch.tensor([header.quality], device=self.device)
-        # Tiles wait with their alpha, None if they are damaged, for the latents below them.
-        band, waiting = Band(self.lossy.model.config.latent, outer), deque[tuple[Box, Samples | None]]()
+        # Tiles wait with their alpha, or all their samples, None if they are damaged, for the latents below them.
+        band, waiting = Band(latents, outer), deque[tuple[Box, Tile, Samples | None]]()
         for top, row in groupby(needed, lambda pair: pair[0].top):
             kept = (waiting[0][0].top if waiting else top) - margin
             band.move(max(kept, outer.top), min(top + header.tile // PATCH, outer.bottom))
             for box, tile in row:
                 covered = box.times(PATCH) & whole
-                alpha: Samples | None = None
-                shape = (covered.rows, covered.columns, CHANNELS[header.mode] - colours_of(header.mode))
+                samples: Samples | None = None
                 with forgiving(covered, damaged), exact_arithmetic(self.device):
-                    stream, alpha = self._pop_tile(tile, box, q, shape, header.depth)
-                    part = box & outer
-                    band.values[:, *part.within(band.box)] = stream[:, *part.within(box)]
+                    if tile.method in (PLAIN, RAW):
+                        if box & inner:
+                            shape = (covered.rows, covered.columns, channels_of(header))
+                            samples = TileCoder(None, header.depth).pop(tile, shape)
+                    else:
+                        shape = (covered.rows, covered.columns, channels_of(header) - colours_of(header))
+                        stream, samples = self._pop_tile(tile, box, q, shape, header.depth)
+                        part = box & outer
+                        band.values[:, *part.within(band.box)] = stream[:, *part.within(box)]
                 if box & inner:
-                    waiting.append((box, alpha))
+                    waiting.append((box, tile, samples))
             while waiting and min(waiting[0][0].bottom + margin, outer.bottom) <= band.box.bottom:
-                box, alpha = waiting.popleft()
+                box, tile, samples = waiting.popleft()
                 part = box & inner
-                if alpha is not None:
+                if samples is not None:
                     shown = part.times(PATCH) & wanted
-                    with exact_arithmetic(self.device):
-                        pixels = self._synthesise(band, part, q, header.depth)[shown.within(part.times(PATCH))]
-                    pixels = grey_of(pixels) if colours_of(header.mode) == 1 else pixels
-                    alpha = alpha[shown.within(box.times(PATCH))]
-                    yield shown, np.concatenate([pixels, alpha], 2, dtype=sample_type(header.depth), casting="unsafe")
+                    samples = samples[shown.within(box.times(PATCH))]
+                    if tile.method == NETWORK:
+                        with exact_arithmetic(self.device):
+                            pixels = self._synthesise(band, part, q, header.depth, missing)
+                        pixels = pixels[shown.within(part.times(PATCH))]
+                        pixels = grey_of(pixels) if colours_of(header) == 1 else pixels
+                        samples = np.concatenate(
+                            [pixels, samples], 2, dtype=sample_type(header.depth), casting="unsafe"
+                        )
+                    yield shown, samples
                 progress(part.rows * part.columns * PATCH**2)
 
-    def _analyse(self, pixels: Pixels, depth: int, box: Box, q: Tensor, effort: int) -> Tensor:
-        """y of one tile in steps of the quantiser: float [1, M, h, w]."""
+    def _padded(self, pixels: Pixels, header: Header, outer: Box) -> Tensor:
+        """The pixels of a box of latents, float [1, 3, H, W] in 0..255, repeated below and right of the picture."""
         whole = box_of(None, pixels.width, pixels.height)
-        outer = box.grown(self.lossy.margin) & Box(0, 0, -(-pixels.height // PATCH), -(-pixels.width // PATCH))
         part = pixels[(outer.times(PATCH) & whole).within(whole)]
         x = torch.from_numpy(np.array(part[..., :3]) if part.shape[2] > 2 else part[..., :1].repeat(3, 2))
         x = x.to(self.device, torch.float32).permute(2, 0, 1)[None]
-        if depth > 8:
-            x = x * (255 / (2**depth - 1))
+        if header.depth > 8:
+            x = x * (255 / (2**header.depth - 1))
         missing = (outer.columns * PATCH - x.shape[3], outer.rows * PATCH - x.shape[2])
         x = F.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
-        model = self.lossy.model
-        x = x.to(model.log_ratio.dtype).contiguous(memory_format=torch.channels_last)
-        y = self.lossy.quantiser_units(model.g_a(x, q), q)
-        inside = box.within(outer)
-        return refined(self.lossy, x, y, inside, q, STEPS[effort]) if effort else y[..., *inside]
+        return x.to(self.lossy.model.log_ratio.dtype).contiguous(memory_format=torch.channels_last)
 
-    def _push_tile(self, y: Tensor, q: Tensor, alpha: Samples, depth: int) -> Tile:
-        """Quantise and code one tile; alpha [H, W, 1 or 0]. What the decoder needs first is pushed last."""
+    def _push_tile(self, y: Tensor, q: Tensor, alpha: Samples, depth: int) -> tuple[Tile, Tensor]:
+        """Quantise and code one tile; alpha [H, W, 1 or 0]. What the decoder needs first is pushed last. Gives the tile
+        and y as the decoder gets it."""
         model = self.lossy.model
         rows, columns = y.shape[2:]
         padded = F.pad(y, (0, -columns % HYPER, 0, -rows % HYPER), mode="replicate")
@@ -570,7 +698,7 @@ class Codec:
             push_plain(stack, alpha, depth)
         for values, ids in reversed(parts):
             stack.push(values, self.lossy.tables, ids)
-        return Tile(NETWORK, crc, stack.to_bytes())
+        return Tile(NETWORK, crc, stack.to_bytes()), y_hat
 
     def _quantise(self, residual: Tensor, ids: Symbols) -> Symbols:
         """Integers [N] for what is left of latents, in steps [1, M / 4, h, w]: rounded, or one nearer to 0 where that
@@ -628,13 +756,14 @@ class Codec:
         features: Tensor = self.lossy.model.h_s(z_hat, q)
         return features[:, :, :rows, :columns]
 
-    def _synthesise(self, band: Band, box: Box, q: Tensor, depth: int) -> Symbols:
+    def _synthesise(self, band: Band, box: Box, q: Tensor, depth: int, missing: Missing) -> Symbols:
         """What g_s makes of a box, int32 [H, W, 3] in 0..2**depth - 1, from a band that holds it and, as far as the
         picture reaches, the margin around it."""
         outer = box.grown(self.lossy.margin) & band.box
         steps = torch.from_numpy(np.array(band.values[:, *outer.within(band.box)])).to(self.device)[None]
         stream = steps.to(self.lossy.model.log_ratio.dtype).contiguous(memory_format=torch.channels_last) * STREAM_UNIT
-        x_hat = self.lossy.model.g_s(stream, q)[0, :, *box.times(PATCH).within(outer.times(PATCH))]
+        x_hat = self.lossy.model.g_s(stream, q, missing.seen(outer, stream))
+        x_hat = x_hat[0, :, *box.times(PATCH).within(outer.times(PATCH))]
         # In integers, steps of 1/16, so that 16 bits are as exact as 8.
         steps = (x_hat * 16).clamp_(0, 255 * 16).to(torch.int32)
         steps.mul_(2 * (2**depth - 1)).add_(255 * 16).floor_divide_(2 * 255 * 16)
@@ -645,12 +774,14 @@ class Codec:
 _shared: dict[torch.device, Codec] = {}
 
 
+@public
 def shared(device: str = "auto") -> Codec:
     """The codec with the packaged weights that all callers share, one for each device."""
     codec = Codec(device)  # costs nothing: the weights are loaded by the one that is kept
     return _shared.setdefault(codec.device, codec)
 
 
+@public
 def compress(
     picture: Picture,
     *,
@@ -664,6 +795,7 @@ def compress(
     return shared(device).compress(picture, quality, lossless=lossless, effort=effort, limits=limits)
 
 
+@public
 def decompress(
     data: Source, *, region: Region | None = None, limits: Limits | None = None, device: str = "auto"
 ) -> Image.Image:
@@ -692,9 +824,19 @@ def ignore(_count: int) -> None:
     """Progress that nobody follows."""
 
 
-def colours_of(mode: Mode) -> int:
-    """Channels of a mode without alpha."""
-    return 3 if CHANNELS[mode] > 2 else 1
+def coloured(samples: Samples) -> Samples:
+    """[h, w, 3 and alpha] from a grey and alpha."""
+    return np.concatenate([samples[..., :1].repeat(3, 2), samples[..., 1:]], 2)
+
+
+def channels_of(header: Header) -> int:
+    """How many channels are coded."""
+    return CHANNELS[header.mode] - (2 if header.colour == GREY else 0)
+
+
+def colours_of(header: Header) -> int:
+    """How many are coded without alpha."""
+    return 3 if channels_of(header) > 2 else 1
 
 
 def checksum(symbols: NDArray[np.integer[Any]], crc: int) -> int:

@@ -254,7 +254,9 @@ def coarse(residual: Tensor, exact: bool) -> Tensor:
     return requantise(residual / 8, UNIT, -16, 16, exact)
 
 
-LOGARITHMS = torch.tensor([round(32 * math.log2(1 + n / 8)) / 32 for n in range(4096)])
+LOGARITHMS = torch.tensor(
+    [round(32 * math.log2(1 + n / 8)) / 32 for n in range(4096)], dtype=torch.float32, device="cpu"
+)
 """log2(1 + |x|) for |x| in eighths, on the grid of activations; no value is near a tie."""
 
 

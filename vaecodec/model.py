@@ -183,6 +183,12 @@ def conv_8(
     )
 
 
+def of_seen(h: Tensor, seen: Tensor | None) -> Tensor:
+    """h [B, C, H, W] with zeros where ``seen`` [1, 1, h, w] has some, of latents at 1/16: there nothing is, as outside
+    the picture."""
+    return h if seen is None else h * F.interpolate(seen, size=h.shape[2:], mode="nearest")
+
+
 def stream(x: Tensor, exact: bool) -> Tensor:
     return requantise(x, STREAM_UNIT, -STREAM_MAX * STREAM_UNIT, STREAM_MAX * STREAM_UNIT, exact)
 
@@ -214,7 +220,7 @@ def entropy_conv(
 
 
 class Analysis(nn.Module):
-    """g_a: x [B, 3, H, W] in 0..255 to y [B, M, H/16, W/16] (H, W multiples of 16)."""
+    """g_a: x [B, 3, H, W] in 0..255 to y [B, M, H/16, W/16] (H, W multiples of 16); seen: see ``of_seen``."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -223,18 +229,18 @@ class Analysis(nn.Module):
         self.down = Conv(4 * c.width, c.latent, wide=True)
         self.coarse = nn.ModuleList(Block(c.latent, c.inner, c.knots) for _ in range(c.blocks[1]))
 
-    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+    def forward(self, x: Tensor, quality: Tensor, seen: Tensor | None = None) -> Tensor:
         h = bounded(self.stem(F.pixel_unshuffle((x - 128) / PIXEL_SCALE, 8)))
         for block in self.fine:
-            h = block(h, quality)
+            h = block(of_seen(h, seen), quality)
         h = bounded(self.down(F.pixel_unshuffle(h, 2)))
         for block in self.coarse:
-            h = block(h, quality)
+            h = block(of_seen(h, seen), quality)
         return h
 
 
 class Synthesis(nn.Module):
-    """g_s: scaled y_hat [B, M, H/16, W/16] to x_hat [B, 3, H, W] in 0..255, not rounded."""
+    """g_s: scaled y_hat [B, M, H/16, W/16] to x_hat [B, 3, H, W] in 0..255, not rounded; seen: see ``of_seen``."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -243,12 +249,12 @@ class Synthesis(nn.Module):
         self.fine = nn.ModuleList(ExactBlock(c.width, c.width, c.knots) for _ in range(c.blocks[0]))
         self.head = wide_conv(c.width, 192, PIXEL_UNIT, OUT_MAX)
 
-    def forward(self, h: Tensor, quality: Tensor) -> Tensor:
+    def forward(self, h: Tensor, quality: Tensor, seen: Tensor | None = None) -> Tensor:
         for block in self.coarse:
-            h = block(h, quality)
+            h = block(of_seen(h, seen), quality)
         h = F.pixel_shuffle(self.up(h), 2)
         for block in self.fine:
-            h = block(h, quality)
+            h = block(of_seen(h, seen), quality)
         return F.pixel_shuffle(self.head(h), 8) * PIXEL_SCALE + 128
 
 

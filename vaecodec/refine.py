@@ -26,11 +26,20 @@ HOT, COLD = 0.5, 0.2
 EDGE = 1e-5
 
 
-def refined(weights: Lossy, x: Tensor, y: Tensor, inside: tuple[slice, slice], quality: Tensor, steps: int) -> Tensor:
+def refined(
+    weights: Lossy,
+    x: Tensor,
+    y: Tensor,
+    inside: tuple[slice, slice],
+    quality: Tensor,
+    steps: int,
+    seen: Tensor | None = None,
+) -> Tensor:
     """Latents of a tile, float [1, M, h, w] in steps of the quantiser.
 
     x: [1, 3, H, W] in 0..255, and y: [1, M, H / 16, W / 16] what g_a makes of it, both with a margin around the tile,
-    whose latents are ``inside``. quality: int64 [1]. The same arguments give the same latents.
+    whose latents are ``inside``. quality: int64 [1]. seen: see ``model.of_seen``. The same arguments give the same
+    latents.
     """
     model, generator = weights.model, torch.Generator(y.device).manual_seed(0)
     inverse = per_channel(interpolate(weights.inverse, quality)).to(y.dtype) * 2**-GAIN_BITS
@@ -47,7 +56,7 @@ def refined(weights: Lossy, x: Tensor, y: Tensor, inside: tuple[slice, slice], q
             coded = model.quantised(tile, z_mean, z_index, quality, rounding)
             around = y.clone()
             around[..., *inside] = coded.y_hat
-            x_hat = model.g_s(stream(around * inverse, True), quality)[..., rows, columns]
+            x_hat = model.g_s(stream(around * inverse, True), quality, seen)[..., rows, columns]
             loss = coded.bits.sum() + weight * (x_hat - target).square().sum()
             optimiser.zero_grad()
             loss.backward()

@@ -17,6 +17,7 @@ from bitstream import Limits, read_header
 
 from .codec import Codec
 from .exact import QUALITY_MAX
+from .guest import public
 from .image import DeepPicture, metadata_of
 from .metrics import fidelity
 
@@ -47,6 +48,7 @@ class Found:
     near: bool
 
 
+@public
 def compress_to(
     codec: Codec,
     picture: Image.Image | DeepPicture,
@@ -76,6 +78,7 @@ def missed(found: Found, in_psnr: bool) -> str:
     return f"no quality meets the target; the nearest is {reached}, at quality {found.quality:g}"
 
 
+@public
 def search(
     codec: Codec,
     picture: Image.Image | DeepPicture,

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from bitstream import Tables, VaeError
 
@@ -218,7 +219,7 @@ def load(path: Path, device: torch.device) -> Lossy | Lossless:
     WeightsError if the file is missing or damaged, or no arithmetic gives the known answer.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with torch.device("cpu"), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         weights = _assemble(tensors, metadata)
@@ -259,20 +260,33 @@ def _write(path: Path, kind: str, config: Any, decoder: dict[str, Tensor], encod
     save_file(tensors, path, metadata)
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """New layers begin at zero. Their weights come from a file, and the caller's random numbers stay as they were."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (torch.zeros if func is torch.randn else func)(*args, **(kwargs or {}))
+
+
 def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lossy | Lossless:
+    """The model of a file, on the CPU whatever the caller's default device is."""
+    with torch.device("cpu"), _NothingDrawn():
+        return _assembled(tensors, metadata)
+
+
+def _assembled(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lossy | Lossless:
     stored: dict[str, Any] = json.loads(metadata["config"])
     config: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
     decoder = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
     identity = _digest(decoder, metadata["config"])[:16]
     if metadata.get("kind") == "lossless":
-        trained = LosslessModel(lossless.Config(**config)).eval().requires_grad_(False)
+        trained = LosslessModel(lossless.Config(**config)).eval().requires_grad_(False).float()
         freeze(dict(trained.convs()), decoder)
         trained.vae.top_mean.copy_(decoder["top_mean"] * (lossless.LATENT_UNIT / 4))
         trained.vae.top_index.copy_(decoder["top_index"])
         pixels, prior, posterior = (tables_of(name, decoder) for name in ("pixels", "prior", "posterior"))
         return Lossless(trained, pixels, prior, posterior, identity)
     encoder = {k.removeprefix("encoder."): v.float() for k, v in tensors.items() if k.startswith("encoder.")}
-    model = LossyModel(Config(**config)).eval().requires_grad_(False)
+    model = LossyModel(Config(**config)).eval().requires_grad_(False).float()
     missing, unknown = model.load_state_dict(encoder, strict=False)
     if unknown or any(name.startswith(("g_a.", "h_a.")) for name in missing):
         raise ValueError("the encoder's tensors do not fit the configuration")

@@ -24,7 +24,7 @@ from conftest import LOSSLESS, TINY, TINY_FINER, TINY_LOSSLESS, moving, picture 
 
 import vaecodec.codec  # noqa: E402
 from benchmarks import pca  # noqa: E402
-from vaecodec import Codec, export, lossless, weights  # noqa: E402
+from vaecodec import Codec, export, lossless, misfits, weights  # noqa: E402
 from vaecodec.crops import Crops  # noqa: E402
 from vaecodec.exact import UNIT  # noqa: E402
 from vaecodec.lossless_codec import TileCoder, crc_of  # noqa: E402
@@ -111,6 +111,22 @@ def made() -> Iterator[tuple[str, bytes]]:
     drawing = Image.fromarray(rng.integers(0, 2, (40, 60), np.uint8) * 255)
     for name, image in (("noise", noise), ("flat", Image.new("RGB", (200, 100), (1, 2, 3))), ("drawing", drawing)):
         yield f"lossless {name}", lossless.compress(image, lossless=True)
+    for mode, image in (("RGB", modes["L"].convert("RGB")), ("RGBA", modes["LA"].convert("RGBA"))):
+        yield f"lossless grey {mode}", lossless.compress(image, lossless=True)
+        yield f"lossy grey {mode}", lossy.compress(image, 70)
+    yield "lossless grey RGB16", lossless.compress(arrays["I;16"][0].repeat(3, 2), lossless=True)
+    for name, image in (("raw", noise), ("plain", drawing.convert("RGB")), ("plain LA", drawing.convert("LA"))):
+        yield f"lossy {name}", lossy.compress(image, 100)
+    # Tiles without networks among others, for which the picture ends there.
+    mixed = picture(230, 170)
+    mixed.paste(drawing.resize((64, 64), Image.Resampling.NEAREST), (64, 64))
+    mixed.paste((0, 255, 0), (192, 0, 230, 64))
+
+    def signs(samples: Any, _depth: int) -> misfits.Signs:
+        return misfits.Signs(0 if len(np.unique(samples)) == 2 else np.inf, 0)
+
+    with mock.patch.object(vaecodec.codec, "TILE", 64), mock.patch.object(misfits, "signs", signs):
+        yield "lossy mixed", lossy.compress(mixed, 100)
     for mode in ("L", "RGB"):
         yield f"pca {mode}", pca.compress(modes[mode], 60)
 
