@@ -1,12 +1,12 @@
 """``python -m benchmarks``: kodak, bitsback, visual, speed, scaling, effort, same-bytes, theory, readme, pca-train,
-sweep."""
+training-speed, sweep."""
 
 from pathlib import Path
 
 import click
 
 try:
-    from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, sweep, theory, visual
+    from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, sweep, theory, training_speed, visual
     from .codecs import CODECS
 except ModuleNotFoundError as error:
     raise SystemExit(
@@ -185,6 +185,16 @@ def readme_command(context: click.Context, data: Path | None, photographs: Path,
 def pca_train_command(data: Path, out: Path) -> None:
     """The parameters of the PCA codec."""
     pca.train(data, out)
+
+
+@main.command("training-speed")
+@click.argument("config", default="lossy")
+@click.option("--data", type=FOLDER, help="Folder of pictures. Default: noise.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--seconds", default=20.0, show_default=True, help="For each phase.")
+def training_speed_command(config: str, data: Path | None, device: str, seconds: float) -> None:
+    """Megapixels a second of `vaecodec train` CONFIG, phase by phase."""
+    training_speed.run(config, device, seconds, data)
 
 
 @main.command("sweep")

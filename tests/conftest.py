@@ -18,10 +18,11 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, settings
 from PIL import Image
+from training_process import SECONDS
 
 import vaecodec.codec
 from bitstream import Kind
-from vaecodec import Codec, lossless, misfits, weights
+from vaecodec import Codec, lossless, misfits, train, weights
 from vaecodec.cli import main
 from vaecodec.lossless import LosslessModel
 from vaecodec.model import Config, LossyModel
@@ -217,3 +218,29 @@ def threads() -> Any:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures to train on."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(3):
+        picture(288, 272, seed=seed).save(folder / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture
+def stepping(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A clock that counts steps; ``stop`` is how many there are before the process is interrupted."""
+    state = {"stop": 10**6}
+
+    def clocked(budget: float, spent: float, *_: object) -> Iterator[tuple[float, float]]:
+        for _step in range(state["stop"]):
+            spent += SECONDS
+            if spent >= budget:
+                return
+            yield spent / budget, spent
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "clocked", clocked)
+    return state

@@ -84,7 +84,8 @@ def test_package_and_command_line_load_no_heavy_modules(name: str) -> None:
     assert own <= {"__version__", "options", "batch", "files"}
 
 
-INSIDE = {"bitsback.py", "pca.py"}  # the one computes the bound of a model, the other is a codec of its own
+# One computes the bound of a model, one is a codec of its own, one times training.
+INSIDE = {"bitsback.py", "pca.py", "training_speed.py"}
 OUTSIDE = [path for path in modules_of(BENCHMARKS) if path.name not in INSIDE]
 
 

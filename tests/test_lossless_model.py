@@ -91,9 +91,9 @@ def test_divergence_is_that_of_torch() -> None:
 def test_tables_without_data_are_the_density_and_data_shape_them(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_lossless_model()
     model.exact(True)
-    crops = Crops([*batch(64, 64).byte()], 64, CPU, seed=0)
+    crops = Crops([*batch(64, 64).byte()], CPU)
     monkeypatch.setattr(export, "FIT_BATCHES", 0)
-    plain = export.fit_pixel_tables(model, crops)
+    plain = export.fit_pixel_tables(model, crops, 64)
     assert len(plain.counts) == SCALES * SHAPES * 8 and plain.escape
     for t in range(0, len(plain.counts), 53):
         values = torch.from_numpy(plain.lows[t] + np.arange(plain.sizes[t] - 1)) - t % 8 / 8
@@ -101,7 +101,7 @@ def test_tables_without_data_are_the_density_and_data_shape_them(monkeypatch: py
         density, counts = torch.exp2(-pixel_bits(values, index, shape)).numpy(), plain.counts[t][:-1] / 2**24
         assert np.abs(density - counts).max() < 1e-4, t
     monkeypatch.setattr(export, "FIT_BATCHES", 1)
-    assert export.fit_pixel_tables(model, crops).digest_bytes() != plain.digest_bytes()
+    assert export.fit_pixel_tables(model, crops, 64).digest_bytes() != plain.digest_bytes()
 
 
 # Networks
@@ -132,13 +132,12 @@ def test_every_sample_is_counted_once() -> None:
     assert [latent.q_mean.shape for latent in latents] == [(2, 2, 2, 3), (2, 3, 4, 6)]
 
 
-def test_the_linear_start_saves_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_linear_start_saves_bits() -> None:
     torch.manual_seed(0)
     model, x = LosslessModel(LOSSLESS), batch(96, 64)
     before = elbo(model, x)
-    monkeypatch.setattr(lossless, "LINEAR_CROPS", 4)
-    crops = Crops([*x.byte()], 64, CPU, seed=0)
-    start_from_linear(model, crops, crops.batch(4, 16, 4))
+    crops = Crops([*x.byte()], CPU)
+    start_from_linear(model, crops.batch(4, 64), crops.batch(4, 16, 4))
     assert elbo(model, x) < before
 
 

@@ -3,61 +3,24 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import HERE, TINY_CONFIG, TINY_LOSSLESS_CONFIG, cli, picture, same
-from training_process import SECONDS, losses_of, minutes
+from click.testing import CliRunner
+from conftest import HERE, TINY, TINY_CONFIG, TINY_LOSSLESS, TINY_LOSSLESS_CONFIG, cli, picture, same
+from training_process import equal, losses_of, minutes, run, state_of
 
-from vaecodec import Codec, export, lossless, ranks, train
-from vaecodec.crops import Crops, half_colour, load_images
-from vaecodec.objectives import Lossy, rate_distortion_loss
+from benchmarks.__main__ import main
+from vaecodec import Codec, checkpoints, export, lossless, ranks, steps, train
+from vaecodec.crops import Crops, load_images
+from vaecodec.objectives import Lossy, Phase, rate_distortion_loss
 from vaecodec.train import read_config
 from vaecodec.weights import load
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for seed in range(3):
-        picture(288, 272, seed=seed).save(folder / f"{seed}.png")
-    return folder
-
-
-@pytest.fixture
-def stepping(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """A clock that counts steps; ``stop`` is how many there are before the process is interrupted."""
-    state = {"stop": 10**6}
-
-    def clocked(budget: float, spent: float, *_: object) -> Iterator[tuple[float, float]]:
-        for _step in range(state["stop"]):
-            spent += SECONDS
-            if spent >= budget:
-                return
-            yield spent / budget, spent
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "clocked", clocked)
-    return state
-
-
-def run(data: Path, out: Path, steps: int, config: Path = TINY_CONFIG, **options: Any) -> dict[str, Any]:
-    train.train(config, data, minutes(steps), out, device_name="cpu", **options)
-    return state_of(out / "last.pt")
-
-
-def state_of(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    return state
-
-
-def equal(a: dict[str, Any], b: dict[str, Any], *parts: str) -> bool:
-    return all(torch.equal(a[part][name], b[part][name]) for part in parts for name in a[part])
 
 
 def test_the_command_writes_checkpoints_curve_and_weights(
@@ -111,52 +74,104 @@ def test_training_lowers_the_loss_and_keeps_the_stable_state(data: Path, tmp_pat
     torch.manual_seed(0)
     objective, _ = read_config(TINY_CONFIG)
     assert isinstance(objective, Lossy)
-    last = run(data, tmp_path, 40)
-    assert last["step"] == 40
+    last = run(data, tmp_path, 80)
+    assert last["step"] == 80
     assert last["config"]["width"] == state_of(tmp_path / "stable.pt")["config"]["width"] == 8
 
     def loss(state: dict[str, Any] | None) -> float:
         model = objective.build()
-        crops = Crops(load_images(data), 64, torch.device("cpu"), seed=9)
-        objective.start(model, crops)
+        torch.manual_seed(9)
+        crops = Crops(load_images(data), torch.device("cpu"))
+        objective.start(model, crops, 64)
         if state:
             model.load_state_dict(state["model"])
         torch.manual_seed(1)
         with torch.no_grad():
-            x, quality = crops.batch(16), crops.qualities(16)
+            x, quality = crops.batch(16, 64), crops.qualities(16)
             return float(rate_distortion_loss(model, x, quality, objective.loss_power, objective.config.lambda_max))
 
     assert loss(last) < loss(None)
 
 
-@pytest.mark.parametrize("config", [TINY_CONFIG, TINY_LOSSLESS_CONFIG], ids=["lossy", "lossless"])
+PHASES = """
+[[train.phases]]
+until = 0.3
+[[train.phases]]
+until = 0.6
+batch = 2
+crop = 96
+exact = true
+[[train.phases]]
+batch = 2
+exact = true
+hard = true
+"""
+
+
+@pytest.fixture
+def phased(tmp_path: Path) -> Path:
+    """The small lossy model in three phases: of larger crops, rounded, the encoder left as it is."""
+    path = tmp_path / "phased.toml"
+    path.write_text(TINY_CONFIG.read_text() + PHASES)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["lossy", "lossless"])
 def test_resuming_gives_what_an_uninterrupted_run_gives(
-    data: Path, tmp_path: Path, stepping: dict[str, int], monkeypatch: pytest.MonkeyPatch, config: Path
+    data: Path, tmp_path: Path, stepping: dict[str, int], monkeypatch: pytest.MonkeyPatch, kind: str, phased: Path
 ) -> None:
     monkeypatch.setattr(lossless, "LINEAR_CROPS", 8)
+    monkeypatch.setattr(train, "JUDGE_EVERY", 3)
+    monkeypatch.setattr(steps, "JUMP", 0.99)  # so that the guard goes back, too
+    config = phased if kind == "lossy" else TINY_LOSSLESS_CONFIG
     whole = run(data, tmp_path / "whole", 12, config)
+    assert whole["slowed"] < 1
     out = tmp_path / "parts"
-    for stop in (5, 5):  # the second time in the exact part
+    for stop in (5, 5):  # in the second phase and in the third
         stepping["stop"] = stop
         with pytest.raises(KeyboardInterrupt):
             run(data, out, 12, config, resume=out / "last.pt" if out.exists() else None)
     stepping["stop"] = 10**6
     assert state_of(out / "last.pt")["step"] == 10
     parts = run(data, out, 12, config, resume=out / "last.pt")
-    assert parts["step"] == whole["step"] == 12
+    assert parts["step"] == whole["step"] == 12 and parts["slowed"] == whole["slowed"]
     assert equal(whole, parts, "model", "average")
+    assert torch.equal(whole["norm"], parts["norm"])
     assert equal(state_of(tmp_path / "whole" / "stable.pt"), state_of(out / "stable.pt"), "model")
+
+
+def parameters(state: dict[str, Any]) -> dict[str, Any]:
+    """Without the units, which the end of a run sets."""
+    return {name: tensor for name, tensor in state["model"].items() if not name.endswith("units")}
 
 
 @pytest.mark.usefixtures("stepping")
 def test_resuming_elsewhere_starts_a_new_run_from_the_weights(data: Path, tmp_path: Path) -> None:
     first = run(data, tmp_path / "a", 3)
     second = run(data, tmp_path / "b", 0, resume=tmp_path / "a" / "last.pt")
-    assert second["step"] == 0 and equal(first, second, "model", "average")
-    export.export(tmp_path / "a" / "last.pt", data, tmp_path / "a.safetensors")
-    third = run(data, tmp_path / "c", 0, resume=tmp_path / "a.safetensors")
-    exact = load(tmp_path / "a.safetensors", torch.device("cpu")).model.state_dict()
-    assert equal({"model": exact}, third, "model")
+    assert second["step"] == 0 and equal({"": parameters(first)}, {"": parameters(second)}, "")
+
+
+@pytest.mark.parametrize("kind", ["lossy", "lossless"])
+@pytest.mark.usefixtures("stepping")
+def test_exported_weights_are_trained_on_as_good_as_they_are(data: Path, tmp_path: Path, kind: str) -> None:
+    config, weights = {
+        "lossy": (TINY_CONFIG, TINY),
+        "lossless": (TINY_LOSSLESS_CONFIG, TINY_LOSSLESS),
+    }[kind]
+    resumed = run(data, tmp_path, 0, config, resume=weights)
+    model = checkpoints.model_of(resumed, tmp_path / "last.pt").eval()
+    model.exact(True)
+    shipped = load(weights, torch.device("cpu")).model
+    images = [image[:, :64, :64] for image in load_images(data)]
+    objective = read_config(config)[0]
+    torch.manual_seed(0)
+    before = objective.validate(shipped, images, torch.device("cpu"))
+    torch.manual_seed(0)
+    after = objective.validate(model, images, torch.device("cpu"))
+    for name, value in before.items():
+        assert after[name] == pytest.approx(value, rel=0.02, abs=0.05), name
+    assert resumed["step"] == 0
 
 
 def test_the_seed_decides_the_run(data: Path, tmp_path: Path, stepping: dict[str, int]) -> None:
@@ -241,59 +256,61 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch: pytest.Monkey
 # Data and configurations
 
 
-def test_configurations(tmp_path: Path) -> None:
+def test_configurations() -> None:
     objective, options = read_config(TINY_CONFIG)
-    assert objective.config.blocks == (1, 1) and options.batch == 4
+    assert objective.config.blocks == (1, 1) and options.phases == (Phase(1.0, 4, 64),)
     assert read_config(TINY_LOSSLESS_CONFIG)[0].config.latents == (3, 2)
-    packaged = Path(train.__file__).parent / "configs"
-    for kind in ("lossy", "lossless"):
-        assert read_config(packaged / f"{kind}.toml")[0].name == kind
-    for text in ("[train]\nepochs = 3\n", '[model]\nkind = "epochs"\n', '[model]\nkind = "lossless"\nepochs = 3\n'):
-        (tmp_path / "wrong.toml").write_text(text)
-        with pytest.raises(ValueError, match=r"wrong\.toml.*epochs"):
-            read_config(tmp_path / "wrong.toml")
 
 
-def test_crops_and_qualities(data: Path) -> None:
-    crops = Crops(load_images(data), 64, torch.device("cpu"), seed=1)
-    batch, quality = crops.batch(5), crops.qualities(8)
-    assert batch.shape == (5, 3, 64, 64) and batch.dtype == torch.float32 and 0 <= batch.min() < batch.max() <= 255
-    assert sorted((quality * 8 // 10001).tolist()) == list(range(8))
-    again = Crops(load_images(data), 64, torch.device("cpu"), seed=1)
-    assert torch.equal(again.batch(5), batch)
-
-
-def test_worn_crops_are_pictures_still(data: Path) -> None:
-    images = load_images(data)
-    crops = Crops(images, 64, torch.device("cpu"), seed=1, worn=1.0)
-    batch = crops.batch(24)
-    assert (
-        batch.shape == (24, 3, 64, 64) and torch.equal(batch, batch.round()) and 0 <= batch.min() < batch.max() <= 255
+def test_phases_follow_one_another(phased: Path) -> None:
+    config = read_config(phased)[1]
+    assert config.phase(0.0) == config.phase(0.29) == Phase(0.3, 4, 64)
+    assert config.phase(0.3) == Phase(0.6, 2, 96, exact=True)
+    assert config.phase(0.6) == config.phase(1.0) == Phase(1.0, 2, 64, exact=True, hard=True)
+    assert [config.rate(step, 0.2) for step in (0, 9, 99)] == [0.1, 1, 1] and config.rate(99, 0.825) == pytest.approx(
+        0.5
     )
-    coarse = [Crops(images, 64, torch.device("cpu"), seed=1, worn=worn).batch(4, 32, 8) for worn in (0.0, 1.0)]
-    assert torch.equal(*coarse)  # every eighth pixel shows nothing of it
-    part = images[0][:, :64, :64]
-    worn = [crops.wear(part) for _ in range(24)]
-    assert any(torch.equal(crop, part) for crop in worn) and any(not torch.equal(crop, part) for crop in worn)
 
 
-def test_half_colour_keeps_luma() -> None:
-    x = torch.rand(2, 3, 31, 40) * 255
-    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-    half = half_colour(x)
-    assert torch.allclose((half * luma).sum(1), (x * luma).sum(1), atol=1e-3) and not torch.allclose(half, x, atol=9)
-    grey = x[:, :1].expand(2, 3, 31, 40)
-    assert torch.allclose(half_colour(grey), grey, atol=1e-3)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nepochs = 3\n", "epochs"),
+        ('[model]\nkind = "epochs"\n', "epochs"),
+        ('[model]\nkind = "lossless"\nepochs = 3\n', "epochs"),
+        ("[train]\nexact = 0.2\n", "exact"),  # a phase says that now
+        ("[train\n", "line 1"),
+        ('[model]\nwidth = "wide"\n', "width = 'wide'"),
+        ("[train]\nbatch = 0\n", "batch = 0"),
+        ("[train]\nlr = -1\n", "lr = -1"),
+        ("[train]\nlr = nan\n", "lr = nan"),
+        ("[train]\nphases = 3\n", "phases"),
+        ("[[train.phases]]\nuntil = 0.5\n", "the last at 1"),
+        ("[[train.phases]]\nuntil = 1.0\n[[train.phases]]\n", "one after the other"),
+        ("[[train.phases]]\nuntil = 1.0\nepochs = 1\n", "epochs"),
+        ("train = 3\n", ""),
+    ],
+)
+def test_wrong_configurations_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "wrong.toml").write_text(text)
+    with pytest.raises(ValueError, match=rf"wrong\.toml.*{re.escape(message)}"):
+        read_config(tmp_path / "wrong.toml")
 
 
-def test_wrong_input_is_wrong_usage(data: Path, tmp_path: Path) -> None:
-    empty, small = tmp_path / "empty", tmp_path / "small"
-    for folder in (empty, small):
-        folder.mkdir()
-    picture(40, 40).save(small / "a.png")
-    for folder in (empty, small):
-        result = cli("train", TINY_CONFIG, "--data", folder, "--minutes", 1, "--out", tmp_path / "run")
-        assert result.exit_code == 2 and "picture" in result.stderr
-    for arguments in (("missing.toml", "--minutes", 1), (TINY_CONFIG, "--minutes", 0), ("missing", "--minutes", 1)):
-        assert cli("train", *arguments, "--data", data, "--out", tmp_path / "run").exit_code in (1, 2)
-    assert not (tmp_path / "run").exists()
+def test_packaged_configurations_are_those_of_the_packaged_weights(shipped: Path, shipped_lossless: Path) -> None:
+    for path in (shipped, shipped_lossless):
+        weights = load(path, torch.device("cpu"))
+        config = Path(train.__file__).parent / "configs" / f"{path.stem}.toml"
+        assert read_config(config)[0].config == weights.model.config
+
+
+def test_the_speed_of_training_is_measured_by_phase(phased: Path) -> None:
+    result = CliRunner().invoke(main, ["training-speed", str(phased), "--device", "cpu", "--seconds", "0.01"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "4 crops of 64 pixels",
+        "2 crops of 96 pixels, exact",
+        "2 crops of 64 pixels, exact, hard",
+    ]
+    assert all(line.endswith(" megapixels a second") for line in lines[1:])

@@ -1,4 +1,4 @@
-"""One process of a training run whose clock counts steps: CONFIG DATA OUT STEPS [CHECKPOINT]."""
+"""Training whose clock counts steps, in a test or as a process of its own: CONFIG DATA OUT STEPS [CHECKPOINT]."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from unittest.mock import patch
 import torch
 
 from vaecodec import lossless, train
-from vaecodec.objectives import Lossless, Lossy
-from vaecodec.ranks import mean
+from vaecodec.steps import Trainer
 
+TINY_CONFIG = Path(__file__).parent / "golden" / "tiny.toml"
 SECONDS = 200.0  # a step, by this clock: more than lies between two checkpoints
 
 
@@ -31,22 +31,32 @@ def losses_of(config: Path, data: Path, out: Path, steps: int, resume: Path | No
     """Train; the loss of each step, of all processes together."""
     losses = []
 
-    def recording(loss: Any) -> Any:
-        def recorded(*arguments: Any) -> torch.Tensor:
-            value: torch.Tensor = loss(*arguments)
-            losses.append(mean(value.detach()))
-            return value
+    def recorded(trainer: Trainer) -> float:
+        losses.append(float(trainer.loss))
+        return check(trainer)
 
-        return recorded
-
+    check = Trainer.check
     with (
         patch.object(train, "clocked", counted),
         patch.object(lossless, "LINEAR_CROPS", 8),
-        patch.object(Lossy, "loss", recording(Lossy.loss)),
-        patch.object(Lossless, "loss", recording(Lossless.loss)),
+        patch.object(Trainer, "check", recorded),
     ):
         train.train(config, data, minutes(steps), out, device_name="cpu", resume=resume)
-    return losses
+    return losses[:-1]  # the last is looked at once more
+
+
+def run(data: Path, out: Path, steps: int, config: Path = TINY_CONFIG, **options: Any) -> dict[str, Any]:
+    train.train(config, data, minutes(steps), out, device_name="cpu", **options)
+    return state_of(out / "last.pt")
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state
+
+
+def equal(a: dict[str, Any], b: dict[str, Any], *parts: str) -> bool:
+    return all(torch.equal(a[part][name], b[part][name]) for part in parts for name in a[part])
 
 
 if __name__ == "__main__":

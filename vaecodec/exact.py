@@ -58,17 +58,26 @@ def snap(x: Tensor, unit: float) -> Tensor:
 def interpolate(knots: Tensor, quality: Tensor) -> Tensor:
     """Piecewise linear interpolation over the quality range.
 
-    knots [K, C], int64 or floating; quality int64 [B] in hundredths, 0..10000. Gives [B, C] of the knots' type; integer
-    knots are interpolated in integers (rounding half up), so the result is the same everywhere.
+    knots [K, C], int64 or floating; quality int64 [B] in hundredths, 0..10000, or for floating knots their ``shares``.
+    Gives [B, C] of the knots' type; integer knots are interpolated in integers (rounding half up), so the result is the
+    same everywhere.
     """
+    if knots.dtype != torch.int64:
+        weights = quality if quality.is_floating_point() else shares(quality, len(knots))
+        # No matmul: autocast and TF32 would round it.
+        return (weights.to(knots.dtype)[:, :, None] * knots).sum(1)
     position = quality * (len(knots) - 1)
     left = (position // QUALITY_MAX).clamp(max=max(len(knots) - 2, 0))
     right = (left + 1).clamp(max=len(knots) - 1)
     part = (position - left * QUALITY_MAX)[:, None]
-    if knots.dtype == torch.int64:
-        total = knots[left] * (QUALITY_MAX - part) + knots[right] * part
-        return (total + QUALITY_MAX // 2).div(QUALITY_MAX, rounding_mode="floor")
-    return torch.lerp(knots[left], knots[right], part.to(knots.dtype) / QUALITY_MAX)
+    total = knots[left] * (QUALITY_MAX - part) + knots[right] * part
+    return (total + QUALITY_MAX // 2).div(QUALITY_MAX, rounding_mode="floor")
+
+
+def shares(quality: Tensor, knots: int) -> Tensor:
+    """float64 [B, knots]: how much of each knot there is in a value that is interpolated at quality int64 [B]."""
+    position = quality.double()[:, None] * (knots - 1) / QUALITY_MAX
+    return (1 - (position - torch.arange(knots, device=quality.device)).abs()).clamp(min=0)
 
 
 class Conv(nn.Module):
@@ -119,7 +128,7 @@ class Conv(nn.Module):
         return out if constant is not None else out + bias[:, :, None, None].to(out.dtype)
 
     def forward(self, x: Tensor, quality: Tensor | None = None) -> Tensor:
-        """x [B, in, H, W]; quality int64 [B], needed where ``knots`` > 1. Gives [B, out, H, W]."""
+        """x [B, in, H, W]; quality int64 [B], or its ``shares``, needed where ``knots`` > 1. Gives [B, out, H, W]."""
         return self.convolved(x, self.weight, at(self.bias, quality))
 
 
@@ -235,13 +244,19 @@ class ExactConv(Conv):
         self.scale = parts["scale"].float()
         self.exact = self.frozen = True
 
+    def thawed(self) -> tuple[Tensor, Tensor]:
+        """Of a frozen layer, the weight and bias that training goes on from."""
+        step = self.scale.double() * self.out_units.double()
+        return (self.weight * step[:, None]).float(), (self.bias * step).float()
+
     def kernel(self, weight: Tensor) -> Tensor:
         """Integer weights divided by the units of what they multiply: products with activations are integers then."""
         return weight / self.by_column(self.in_units).to(weight.dtype)
 
     def forward(self, x: Tensor, quality: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        """x [B, in, H, W]; quality int64 [B], needed where ``knots`` > 1; rows int64 [out], the output channels wanted,
-        by default all. Gives [B, out, H, W], clamped and, where ``exact``, rounded."""
+        """x [B, in, H, W]; quality int64 [B], or unless frozen its ``shares``, needed where ``knots`` > 1; rows int64
+        [out], the output channels wanted, by default all. Gives [B, out, H, W], clamped and, where ``exact``, rounded.
+        """
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         scale, units = self.scale, self.out_units

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,27 +11,18 @@ from numpy.typing import NDArray
 
 from bitstream import Tables, gaussian_tables, normalise
 
-from . import lossless
+from . import checkpoints, lossless
+from .calibrate import calibrate
 from .crops import Crops, load_images
 from .lossless import LosslessModel
-from .model import SCALES, Config, LossyModel, scale_of
+from .model import PATCH, SCALES, LossyModel, scale_of
+from .objectives import CALIBRATION_CROPS
 from .weights import save_lossless, save_lossy
 
-FIT_BATCHES = 80
+FIT_BATCHES, FIT_SIDE = 80, 256
+"""Batches of four crops on which tables are fitted, and their side where pictures are as large."""
 PRIOR_WEIGHT = 300.0
 """How many observed latents the Gaussian counts for, in each table."""
-
-
-def load_checkpoint(path: Path) -> LossyModel | LosslessModel:
-    """The averaged model of a training checkpoint, exact."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    config: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in state["config"].items()}
-    kind = state.get("kind", "lossy")
-    model: LossyModel | LosslessModel
-    model = LosslessModel(lossless.Config(**config)) if kind == "lossless" else LossyModel(Config(**config))
-    model.load_state_dict(state["average"] if "average" in state else state["model"])
-    model.exact(True)
-    return model.eval()
 
 
 def reach(sigma: float) -> int:
@@ -52,13 +42,17 @@ def gaussian_mass(sigma: float, half_width: int) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def fit_tables(model: LossyModel, crops: Crops) -> Tables:
-    """One table for each scale index: the histogram of training latents, symmetric, on a Gaussian prior."""
+def fit_tables(model: LossyModel, crops: Crops, side: int) -> Tables:
+    """One table for each scale index: the histogram of training latents, symmetric, on a Gaussian prior.
+
+    side: pixels of the crops, at most; a multiple of 16 is taken.
+    """
+    side -= side % PATCH
     sigmas = scale_of(torch.arange(SCALES).double()).tolist()
     widths = np.array([reach(s) for s in sigmas])
     histograms = [np.zeros(2 * w + 2) for w in widths]
     for _ in range(FIT_BATCHES):
-        out = model(crops.batch(4), crops.qualities(4), hard=True)
+        out = model(crops.batch(4, side), crops.qualities(4), hard=True)
         index = out.scale_index.flatten().long().numpy()
         value = out.residual.flatten().round().long().numpy()
         inside = np.abs(value) <= widths[index]
@@ -86,9 +80,15 @@ def pixel_mass(scale: float, shape: int, half_width: int, fraction: float) -> ND
 
 
 @torch.no_grad()
-def fit_pixel_tables(model: LosslessModel, crops: Crops) -> Tables:
+def fit_pixel_tables(model: LosslessModel, crops: Crops, side: int) -> Tables:
     """One table for each scale, shape and fraction of the mean: the histogram of training samples on the density that
-    the model was trained with. A fraction f and its mirror image 1 - f share their samples."""
+    the model was trained with. A fraction f and its mirror image 1 - f share their samples.
+
+    side: pixels of the crops, at most; a multiple of what the levels need is taken, and so of their coarsest image.
+    """
+    step, coarsest_step = 2**model.config.levels, 2 ** len(model.config.latents)
+    side -= side % step
+    coarse_side = -(-side // step // coarsest_step) * coarsest_step
     f8 = PIXEL_FRACTIONS
     scales = lossless.scale_of(torch.arange(lossless.SCALES).double()).tolist()
     priors, widths = [], []
@@ -104,7 +104,7 @@ def fit_pixel_tables(model: LosslessModel, crops: Crops) -> Tables:
     reach = np.array(widths)
     histograms = [np.zeros(2 * w + 2) for w in widths]
     for _ in range(FIT_BATCHES):
-        levels, coarsest, _ = model(crops.batch(4))
+        levels, coarsest, _ = model(crops.batch(4, side), crops.batch(4, coarse_side, step))
         for phase in [coarsest, *(phase for phases in levels for phase in phases)]:
             residual = phase.residual.flatten().double().numpy()
             # value = residual + mean, so the mean's fraction is minus the residual's
@@ -143,13 +143,21 @@ def latent_tables(escape: bool) -> Tables:
 
 
 def export(checkpoint: Path, data: Path, out: Path) -> None:
-    """Write the weights file for a checkpoint; ``data``: training pictures to fit the tables on."""
-    model = load_checkpoint(checkpoint)
-    images = load_images(data)
-    side = min(256, max(min(image.shape[1:]) for image in images) // 64 * 64)
-    crops = Crops(images, side, torch.device("cpu"), seed=2)
-    torch.manual_seed(2)  # for the latents
+    """Write the weights file for a checkpoint, of its averaged weights.
+
+    data: training pictures to fit the tables on. Raises WeightsError if the file is no checkpoint, ValueError if there
+    are no pictures or the weights do not fit into integers.
+    """
+    state = checkpoints.opened(checkpoint, torch.device("cpu"))
+    model = checkpoints.model_of(state, checkpoint)
+    crops = Crops(load_images(data), torch.device("cpu"))
+    side = min(FIT_SIDE, crops.largest())
+    torch.manual_seed(2)  # for crops and latents
+    if isinstance(model, LossyModel) and checkpoints.lacks_units(state):
+        count = CALIBRATION_CROPS
+        calibrate(model, crops.batch(count, side - side % PATCH), crops.qualities(count))
+    model.exact(True)
     if isinstance(model, LosslessModel):
-        save_lossless(out, model, fit_pixel_tables(model, crops), latent_tables(True), latent_tables(False))
+        save_lossless(out, model, fit_pixel_tables(model, crops, side), latent_tables(True), latent_tables(False))
     else:
-        save_lossy(out, model, fit_tables(model, crops))
+        save_lossy(out, model, fit_tables(model, crops, side))

@@ -26,7 +26,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,9 +36,6 @@ from torch import Tensor, nn
 
 from .exact import ExactConv, keep_in, requantise, snap
 from .ranks import share_of_noise
-
-if TYPE_CHECKING:
-    from .crops import Crops
 
 UNIT = 1 / 32
 """Grid of hidden activations; they lie in 0..HIDDEN_MAX * UNIT."""
@@ -266,7 +264,13 @@ def logarithm(x: Tensor, exact: bool) -> Tensor:
     """log2(1 + |x|) of grey levels as an activation: scales are logarithms, which small networks are bad at."""
     if not exact:
         return torch.log2(1 + x.abs())
-    return LOGARITHMS.to(x)[(x.abs() * 8).clamp(max=len(LOGARITHMS) - 1).long()]
+    return logarithms(x.device, x.dtype)[(x.abs() * 8).clamp(max=len(LOGARITHMS) - 1).long()]
+
+
+@cache
+def logarithms(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The table, kept where it is used: a CUDA graph cannot copy it there."""
+    return LOGARITHMS.to(device, dtype)
 
 
 def normalised(residual: Tensor, index: Tensor, exact: bool) -> Tensor:
@@ -611,13 +615,13 @@ class LosslessModel(nn.Module):
 
 
 @torch.no_grad()
-def start_from_linear(model: LosslessModel, crops: Crops, coarse: Tensor) -> None:
+def start_from_linear(model: LosslessModel, x: Tensor, coarse: Tensor) -> None:
     """Start each level's linear filters at weighted least squares on training crops; flat places weigh more.
 
     The gated filters are principal components of how the best filters of single crops differ from those of all.
-    coarse: crops of the coarsest image [B, 3, h, w], from which the VAE's linear paths start.
+    x: crops [B, 3, H, W] in 0..255; coarse: crops of the coarsest image, from which the VAE's linear paths start.
     """
-    x = crops.batch(LINEAR_CROPS).cpu()
+    x = x.cpu()
     filters = model.config.filters
     for depth, module in enumerate(model.levels):
         assert isinstance(module, Level)

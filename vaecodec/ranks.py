@@ -25,12 +25,21 @@ def share_of_noise(draw: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
     return share(draw(torch.cat([like] * count()))) if count() > 1 else draw(like)
 
 
-def mean(value: Tensor) -> float:
-    """Of all processes' values [], one of each."""
-    total = value.clone()
+@torch.no_grad()
+def mean(values: list[Tensor]) -> None:
+    """Replace tensors that every process has by their means over the processes, in one message."""
     if count() > 1:
-        dist.all_reduce(total)
-    return float(total) / count()
+        flat = torch.cat([value.flatten() for value in values])
+        dist.all_reduce(flat)
+        parts = torch.split_with_sizes(flat / count(), [value.numel() for value in values])
+        torch._foreach_copy_(values, [part.view_as(value) for part, value in zip(parts, values, strict=True)])
+
+
+@torch.no_grad()
+def alike(values: list[Tensor]) -> None:
+    """Replace every process's tensors by those of the first."""
+    for value in values if count() > 1 else ():
+        dist.broadcast(value, 0)
 
 
 def count() -> int:

@@ -1,79 +1,129 @@
 """`vaecodec train`: training under a time budget, on a CPU, a GPU, or several under torchrun.
 
 The learning rate warms up, stays, and decays over the last part of the time; the checkpoint from before the decay is
-kept, because that is the one to go on from. What is minimised is in ``objectives.py``.
+kept, because that is the one to go on from. What is minimised is in ``objectives.py``, what a step is in ``steps.py``.
 """
 
 from __future__ import annotations
 
-import copy
-import csv
-import gc
 import importlib
 import math
 import os
 import time
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import click
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from . import lossless, model
-from .crops import Crops, load_images
-from .exact import Conv
-from .objectives import Lossless, Lossy, Objective
-from .ranks import mean
-from .weights import load
+from . import checkpoints, lossless, model, ranks
+from .crops import Crops, keep_large, load_images
+from .objectives import Lossless, Lossy, Objective, Phase
+from .steps import JUDGE_EVERY, Trainer, UnsoundError
 
-AVERAGE_EVERY = 5  # steps; each update reads all weights
+SAVE_EVERY, SAY_EVERY = 180.0, 10.0  # seconds
+LOOK_EVERY = {"cpu": 1, "cuda": 50}
+"""Steps; to look at the loss is to wait for it."""
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The [train] table of a configuration; ``decay`` and ``exact`` are parts of the time, at its end.
+    """The [train] table of a configuration.
 
-    ``batch`` is that of all processes together. ``lr`` is Adam's; ``muon``, if not 0, is Muon's for the hidden layers'
-    matrices (Jordan et al. 2024). ``worn`` is that of ``Crops``.
+    ``phases`` follow one another; what one does not say of its batch and crop, ``batch`` and ``crop`` say. ``batch`` is
+    that of all processes together. ``lr`` is Adam's; ``soap``, if not 0, that of SOAP for the layers' matrices.
+    ``decay`` is a part of the time, at its end. ``ema``: of the weights, at each step.
     """
 
     batch: int = 8
     crop: int = 128
-    worn: float = 0.0
+    phases: tuple[Phase, ...] = ()
     lr: float = 7e-4
-    muon: float = 0.0
+    soap: float = 0.0
     warmup: int = 300
     decay: float = 0.35
-    exact: float = 0.2
     ema: float = 0.999
+
+    def phase(self, progress: float) -> Phase:
+        """That of a part of the time."""
+        return next((phase for phase in self.phases if progress < phase.until), self.phases[-1])
+
+    def rate(self, step: int, progress: float) -> float:
+        """What part of the learning rates a step gets."""
+        return min(1.0, (step + 1) / max(self.warmup, 1)) * min(1.0, (1 - progress) / max(self.decay, 1e-9))
+
+
+def found_config(name: str) -> Path:
+    """A .toml file, or the packaged one of a name without a suffix."""
+    path = Path(name)
+    return path if path.suffix else Path(__file__).parent / "configs" / f"{name}.toml"
 
 
 def read_config(path: Path) -> tuple[Objective, TrainConfig]:
     """The two tables of a configuration. ``kind`` is "lossy" or "lossless". Raises ValueError for anything unknown."""
-    table = tomllib.loads(path.read_text())
-    settings: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in table.get("model", {}).items()
-    }
-    options = dict(table.get("train", {}))
     try:
-        objective: Objective
-        match settings.pop("kind", "lossy"):
-            case "lossy":
-                power = {key: options.pop(key) for key in ("loss_power",) if key in options}
-                objective = Lossy(model.Config(**settings), **power)
-            case "lossless":
-                sizes = {key: options.pop(key) for key in ("coarse_batch", "coarse_crop") if key in options}
-                objective = Lossless(lossless.Config(**settings), **sizes)
-            case other:
-                raise ValueError(f"{path}: unknown kind of model {other!r}")
-        return objective, TrainConfig(**options)
-    except TypeError as error:
+        table = tomllib.loads(path.read_text())
+        settings, options = dict(table.get("model", {})), dict(table.get("train", {}))
+        kind = settings.pop("kind", "lossy")
+        objective_of: Any = {"lossy": Lossy, "lossless": Lossless}.get(kind)
+        if objective_of is None:
+            raise ValueError(f"unknown kind of model {kind!r}")
+        of_model: Any = filled(model.Config if kind == "lossy" else lossless.Config, settings)
+        own = {f.name: options.pop(f.name) for f in fields(objective_of) if f.name in options}
+        objective: Objective = filled(objective_of, {"config": of_model, **own})
+        common = filled(TrainConfig, {**options, "phases": ()})
+        phases = options.get("phases", [{}])
+        if not (isinstance(phases, list) and phases and all(isinstance(phase, dict) for phase in phases)):
+            raise TypeError("phases are tables, [[train.phases]]")
+        whole = {"batch": common.batch, "crop": common.crop}
+        config = replace(common, phases=tuple(filled(Phase, {**whole, **phase}) for phase in phases))
+        ends = [0.0, *(phase.until for phase in config.phases)]
+        if ends != sorted(set(ends)) or ends[-1] != 1:
+            raise ValueError("phases end one after the other (until), the last at 1")
+        return objective, config
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def filled(cls: type[Settings], values: dict[str, Any]) -> Settings:
+    """A dataclass of settings, of which each has the type of its default. Raises TypeError, ValueError."""
+    settings = cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    for name in values:
+        value, default = getattr(settings, name), getattr(cls, name, None)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if default is not None and not (isinstance(value, type(default)) or (isinstance(default, float) and number)):
+            raise TypeError(f"{name} = {value!r} is no {type(default).__name__}")
+        if number and (value < 0 or not math.isfinite(value) or (value == 0 and name in ("batch", "crop"))):
+            raise ValueError(f"{name} = {value} is out of range")
+    return settings
+
+
+def device_of(name: str) -> torch.device:
+    """auto, cpu, cuda or cuda:N. Raises ValueError for others, and where there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.device(name)
+        if device.type not in LOOK_EVERY:
+            raise ValueError("training runs on cpu and cuda")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch's own words
+        raise ValueError(f"device {name}: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = False  # what it measures is not what is fast inside a graph
+    return device
 
 
 def train(
@@ -84,6 +134,7 @@ def train(
     *,
     val: Path | None = None,
     resume: Path | None = None,
+    overwrite: bool = False,
     device_name: str = "auto",
     seed: int = 0,
 ) -> None:
@@ -93,172 +144,136 @@ def train(
     the weights before the decay in half precision: resumed, it starts a new run, as any other checkpoint and exported
     weights do. Under torchrun the processes share each batch and do what one would do: how many there are, which may
     change when a run is resumed, changes how sums are rounded and nothing else.
+
+    Raises ValueError, OSError or VaeError before the first step for what cannot be trained, and UnsoundError, with
+    sound weights in last.pt, where the loss is not finite any more.
     """
     objective, config = read_config(config_path)
+    device = device_of(device_name)
+    state = None if resume is None else checkpoints.read(resume, objective, device)
+    folder = checkpoints.Folder(out, objective)
+    folder.refuse_to_replace(resume, overwrite)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if device_name == "auto":
-        device_name = "cuda" if torch.cuda.is_available() else "cpu"
-    if device_name == "cuda" and world > 1:
-        device_name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    device = torch.device(device_name)
     if world > 1:
         # Imported later, as optimisers do, it would keep the group for ever: as a default argument (torch 2.14).
         importlib.import_module("torch.distributed.nn")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.manual_seed(seed)  # the same on all ranks, as is all that they draw; see ranks.py
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+    crops = Crops(load_images(data, quiet=rank > 0), device)
+    for phase in config.phases:
+        objective.check(phase, crops)
+    val_images = []
+    if val is not None and rank == 0:
+        val_images = keep_large(load_images(val), objective.stride, "validation")
 
-    images = load_images(data)
-    crops = Crops(images, config.crop, device, seed, config.worn)
-    model: Any = objective.build()
-    if resume is None:
-        objective.start(model, crops)
-    to_device: Any = model.to  # not all versions of torch declare memory_format
-    to_device(device, memory_format=torch.channels_last)
-    average = copy.deepcopy(model)
-    run: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    optimisers = optimisers_of(model, config)
-    step, spent = 0, 0.0
-    if resume is not None:
-        if resume.suffix == ".safetensors":
-            state: dict[str, Any] = {"model": load(resume, device).model.state_dict()}
-        else:
-            state = torch.load(resume, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state.get("average", state["model"]))
-        if "optim" in state and resume.parent.resolve() == out.resolve():
-            step, spent = state["step"], state["spent"]
-            for optimiser, kept in zip(optimisers, state["optim"], strict=True):
-                optimiser.load_state_dict(kept)
-            crops.generator.set_state(state["generator"].cpu())
-            torch.set_rng_state(state["torch"].cpu())
+    trainer = begun(objective, config, crops, state)
+    spent = 0.0
+    if state is not None and folder.goes_on(resume, state):
+        trainer.load_state_dict(state)
+        spent = state["spent"]
+        set_random_state(state["random"], device)
+    elif rank == 0:
+        folder.begin(keep=resume)
 
-    out.mkdir(parents=True, exist_ok=True)
-    val_images = load_images(val) if val is not None and rank == 0 else []
+    def say(line: str) -> None:
+        if rank == 0:
+            click.echo(line)
 
-    def keep_stable() -> None:
-        half = {name: tensor.half().cpu() for name, tensor in average.state_dict().items()}
-        torch.save({"model": half, "kind": objective.name, "config": asdict(objective.config)}, out / "stable.pt")
-
-    def checkpoint() -> None:
-        state = {
-            "model": model.state_dict(),
-            "average": average.state_dict(),
-            "optim": [optimiser.state_dict() for optimiser in optimisers],
-            "generator": crops.generator.get_state(),
-            "torch": torch.get_rng_state(),
-            "kind": objective.name,
-            "config": asdict(objective.config),
-            "step": step,
-            "spent": spent,
-        }
-        torch.save(state, out / "last.pt.tmp")
-        (out / "last.pt.tmp").replace(out / "last.pt")
-
-    def validate() -> None:
-        loss = float(np.mean(losses[-20:])) if losses else math.nan
-        row = {"step": float(step), "minutes": spent / 60, "loss": loss}
-        # One rank validates, and what it draws for that must not part its random numbers from the others'.
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=world > 1):
-            row |= objective.validate(average, val_images, device)
-        path = out / "curve.csv"
-        fresh = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" for k, v in row.items()})
+    weights = sum(p.numel() for p in trainer.parameters)
+    say(f"{objective.name}: {weights / 1e6:.2f} M weights, {crops.described()}, on {device}")
+    for side in sorted({phase.crop for phase in config.phases if crops.smaller(phase.crop)}):
+        say(f"{crops.smaller(side)} pictures are smaller than {side} pixels: left out of crops of that size")
+    if device.type == "cuda" and world == 1:
+        trainer.capture(config.phases)
 
     budget = minutes * 60
     last_save = last_log = spent
+    last_said = -math.inf
     kept_stable = spent > (1 - config.decay) * budget
-    was_exact, losses = False, list[float]()
-    for progress, clock in clocked(budget, spent, device, world):
-        spent = clock
-        exact = progress >= 1 - config.exact
-        if exact != was_exact:
-            was_exact = exact
-            model.exact(exact)
-            average.exact(exact)
-        if progress >= 1 - config.decay and not kept_stable:
-            kept_stable = True
-            if rank == 0:
-                keep_stable()
-        rate = min(1.0, (step + 1) / config.warmup) * min(1.0, (1 - progress) / config.decay)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["initial_lr"] * rate
+    losses = list[float]()
 
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = objective.loss(run, crops, config.batch, device)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
-        step += 1
-        if step % AVERAGE_EVERY == 0:
-            keep = min(config.ema**AVERAGE_EVERY, step / (step + 10 * AVERAGE_EVERY))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+    def checkpoint() -> None:
+        random = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
+        folder.save({**trainer.state_dict(), "random": random, "spent": spent})
 
-        if step % 50 == 0:
-            losses.append(mean(loss.detach()))
-        if rank == 0 and step % 200 == 0:
-            print(f"{spent / 60:7.2f} min  step {step}  loss {np.mean(losses[-4:]):.4f}", flush=True)
-        if rank == 0 and spent - last_save > 180:
-            checkpoint()
-            last_save = spent
-        if rank == 0 and val_images and spent - last_log > max(120.0, budget / 12):
-            validate()
-            last_log = spent
-    if rank == 0:
+    def validate() -> None:
+        loss = float(np.mean(losses[-20:])) if losses else math.nan
+        row = {"step": float(trainer.steps), "minutes": spent / 60, "loss": loss}
+        # What is drawn to validate must not change what is drawn to train; on other ranks nothing is.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            row |= objective.validate(trainer.average, val_images, device)
+        folder.log(row)
+
+    try:
+        for progress, clock in clocked(budget, spent, device, world):
+            spent = clock
+            if (phase := config.phase(progress)) != trainer.phase:
+                trainer.enter(phase)
+            if progress >= 1 - config.decay and not kept_stable:
+                kept_stable = True
+                if rank == 0:
+                    folder.save_stable(trainer.average)
+            trainer.launch(phase, config.rate(trainer.steps, progress))
+            if trainer.steps % LOOK_EVERY[device.type]:
+                continue
+            losses.append(trainer.check())
+            if trainer.steps % JUDGE_EVERY == 0 and (word := trainer.judge()):
+                say(word)
+            if spent - last_said > SAY_EVERY:
+                say(f"{spent / 60:7.2f} of {minutes:g} min  step {trainer.steps}  loss {np.mean(losses[-20:]):.4f}")
+                last_said = spent
+            if rank == 0 and spent - last_save > SAVE_EVERY:
+                checkpoint()
+                last_save = spent
+            if val_images and spent - last_log > max(120.0, budget / 12):
+                validate()
+                last_log = spent
+        trainer.check()
         spent = budget
+        if not any(phase.exact for phase in config.phases):
+            trainer.calibrate(config.phases[-1].crop)  # for the export
+    except UnsoundError:
+        if not any(phase.exact for phase in config.phases):
+            trainer.calibrate(config.phases[-1].crop)
+        if rank == 0:
+            checkpoint()
+            if not kept_stable:
+                folder.save_stable(trainer.average)
+        raise
+    if rank == 0:
         checkpoint()
         if val_images:
             validate()
-            plot_curve(objective, out)
+            folder.plot()
+    say(f"{minutes:7.2f} of {minutes:g} min  step {trainer.steps}  done")
     if world > 1:
         # The group's threads end with it; one that outlives Python's own end now and then aborts the process.
-        del run
-        gc.collect()
         dist.destroy_process_group()
 
 
-def optimisers_of(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Adam; and Muon, if wanted, for the matrices between activations."""
-    matrices: list[nn.Parameter] = []
-    if config.muon:
-        matrices = [
-            m.weight for m in model.modules() if isinstance(m, Conv) and not m.wide and min(m.weight.shape) >= 8
-        ]
-    kept = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.Adam(others, lr=config.lr, fused=True)]
-    if matrices:
-        muon = torch.optim.Muon(matrices, lr=config.muon, weight_decay=0.0, ns_steps=4, adjust_lr_fn="match_rms_adamw")
-        optimisers.append(muon)
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["initial_lr"] = group["lr"]
-    return optimisers
+def begun(objective: Objective, config: TrainConfig, crops: Crops, state: dict[str, Any] | None = None) -> Trainer:
+    """The trainer of a new model, or of the weights of a checkpoint."""
+    network: Any = objective.build()
+    if state is None:
+        objective.start(network, crops, config.phases[0].crop)
+    else:
+        network.load_state_dict(state["model"], strict=False)  # units may be missing: see ``checkpoints.read``
+    network.to(crops.device, memory_format=torch.channels_last)
+    ranks.alike([p.detach() for p in network.parameters()])
+    trainer = Trainer(objective, network, crops, lr=config.lr, soap=config.soap, ema=config.ema)
+    if state is not None:
+        trainer.average.load_state_dict(state.get("average", state["model"]), strict=False)
+        if checkpoints.lacks_units(state):
+            trainer.calibrate(config.phases[0].crop)
+    return trainer
 
 
-def plot_curve(objective: Objective, folder: Path) -> None:
-    """curve.csv as curve.png. Needs matplotlib."""
-    try:
-        from matplotlib import pyplot as plt
-    except ImportError:
-        return
-    with (folder / "curve.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    figure, axes = plt.subplots(figsize=(6, 4))
-    objective.plot(axes, rows)
-    figure.savefig(folder / "curve.png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
+def set_random_state(random: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(random["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in random:
+        torch.cuda.set_rng_state(random["cuda"].cpu(), device)
 
 
 def clocked(budget: float, spent: float, device: torch.device, world: int) -> Iterator[tuple[float, float]]:

@@ -291,6 +291,10 @@ def _assembled(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Lossy | 
     if unknown or any(name.startswith(("g_a.", "h_a.")) for name in missing):
         raise ValueError("the encoder's tensors do not fit the configuration")
     freeze(model.decoder_convs(), decoder)
+    # What is not a layer is used as integers; the parameters are there to train on.
+    model.log_inverse.copy_((decoder["inverse"].double() * 2.0**-GAIN_BITS).log())
+    model.z_mean.copy_(decoder["z_mean"] * UNIT)
+    model.z_index.copy_(decoder["z_index"])
     return Lossy(
         model=model,
         tables=tables_of("tables", decoder),

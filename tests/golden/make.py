@@ -29,7 +29,7 @@ from vaecodec.crops import Crops  # noqa: E402
 from vaecodec.exact import UNIT  # noqa: E402
 from vaecodec.lossless_codec import TileCoder, crc_of  # noqa: E402
 from vaecodec.model import GAIN_BITS, LossyModel  # noqa: E402
-from vaecodec.objectives import Lossless  # noqa: E402
+from vaecodec.objectives import Lossless, Phase  # noqa: E402
 
 FOLDER = HERE / "0.2"
 HASHES = FOLDER / "hashes.json"
@@ -48,19 +48,19 @@ def deep(channels: int, depth: int) -> NDArray[np.uint16]:
 def write_weights(path: Path) -> None:
     """A small lossless model, trained for a few steps and exported."""
     torch.manual_seed(0)
-    objective, device = Lossless(LOSSLESS, coarse_crop=16), torch.device("cpu")
+    objective, phase = Lossless(LOSSLESS, coarse_crop=16), Phase(batch=2, crop=64)
     model = objective.build()
     images = [torch.from_numpy(np.array(picture(96, 96, seed=seed))).permute(2, 0, 1) for seed in range(4)]
-    crops = Crops(images, 64, device, seed=0)
+    crops = Crops(images, torch.device("cpu"))
     with mock.patch.object(lossless, "LINEAR_CROPS", 8), mock.patch.object(export, "FIT_BATCHES", 2):
-        objective.start(model, crops)
+        objective.start(model, crops, 64)
         optim = torch.optim.Adam(model.parameters(), lr=0.01)
         for _ in range(30):
             optim.zero_grad()
-            objective.loss(model, crops, 2, device).backward()  # type: ignore[no-untyped-call]
+            objective.loss(model, crops, phase).backward()  # type: ignore[no-untyped-call]
             optim.step()
         model.exact(True)
-        tables = export.fit_pixel_tables(model, crops), export.latent_tables(True), export.latent_tables(False)
+        tables = export.fit_pixel_tables(model, crops, 64), export.latent_tables(True), export.latent_tables(False)
     weights.save_lossless(path, model, *tables)
 
 
