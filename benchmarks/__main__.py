@@ -178,7 +178,7 @@ def readme_command(context: click.Context, data: Path | None, photographs: Path,
 @click.option(
     "--out",
     default=pca.PARAMETERS,
-    show_default="beside pca.py",
+    show_default="the packaged weights",
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write.",
 )

@@ -17,8 +17,10 @@ from conftest import CPU, TINY_CPU, TINY_LOSSLESS, cli, names, picture, python, 
 from PIL import Image
 
 import vaecodec.image
-from vaecodec import Codec, batch, files
-from vaecodec.files import PICTURES, Request, planned
+from vaecodec import Codec
+from vaecodec.cli import batch, files
+from vaecodec.cli.files import Request, planned
+from vaecodec.folders import PICTURES
 from vaecodec.metrics import psnr
 
 pytestmark = pytest.mark.usefixtures("threads")

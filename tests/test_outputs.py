@@ -19,8 +19,11 @@ import pytest
 from conftest import CPU, TINY, TINY_CPU, TINY_LOSSLESS, cli, names, picture, python, same, saved
 from PIL import Image
 
-from vaecodec import Codec, batch, files
-from vaecodec.files import Job, Request, planned, shown, written
+from vaecodec import Codec
+from vaecodec.cli import batch, files
+from vaecodec.cli.files import Job, Request, planned
+from vaecodec.cli.inout import written
+from vaecodec.folders import shown
 
 posix = pytest.mark.skipif(os.name == "nt", reason="files of POSIX")
 pytestmark = [posix, pytest.mark.usefixtures("threads")]
@@ -306,7 +309,7 @@ def test_a_fifo_that_is_named_is_read(folder: Path, data: bytes) -> None:
 
 
 def test_what_is_known_at_once_is_said_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vaecodec.options.Machine.codec", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("vaecodec.cli.options.Machine.codec", lambda *_: pytest.fail("too late"))
     Path("text.png").write_bytes(b"hello")
     Path("file").touch()
     before = names(folder)

@@ -14,10 +14,11 @@ import click
 
 from bitstream import Limits
 
+from .. import folders
 from . import files
 
 if TYPE_CHECKING:
-    from .codec import Codec
+    from ..codec import Codec
 
 
 def matched(form: str, pattern: str, value: Callable[[re.Match[str]], Any]) -> dict[str, Any]:
@@ -91,8 +92,8 @@ class Machine:
         """kind: "lossy" or "lossless", where no other weights are of use. Raises WeightsError if they are others."""
         import torch
 
-        from .codec import Codec
-        from .weights import WeightsError, kind_of
+        from ..codec import Codec
+        from ..weights import WeightsError, about
 
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -100,7 +101,7 @@ class Machine:
             codec = Codec(self.device, self.weights)
         except (RuntimeError, AssertionError) as error:  # torch's own words for a device that is not there
             raise click.UsageError(f"device {self.device}: {str(error).splitlines()[0]}") from None
-        if kind and self.weights and (found := kind_of(self.weights)) != kind:
+        if kind and self.weights and (found := about(self.weights).kind) != kind:
             raise WeightsError(f"{self.weights.name} holds {found} weights, and these files are {kind}")
         return codec
 
@@ -159,7 +160,7 @@ def second_output(sources: tuple[str, ...], inputs: frozenset[str], outputs: fro
         return None
     if sources[1] == "-" or suffix in outputs:
         return sources[1]
-    if not os.path.exists(sources[1]) and not files.is_pattern(sources[1]):
+    if not os.path.exists(sources[1]) and not folders.is_pattern(sources[1]):
         raise click.UsageError(f"{sources[1]}: no such file; an output is named with -o")
     return None
 
