@@ -21,7 +21,7 @@ from vaecodec.codec import Codec
 from vaecodec.exact import exact_arithmetic
 from vaecodec.kinds import load, packaged
 from vaecodec.lossless.heads import Phase
-from vaecodec.lossless.layers import MEAN_UNIT
+from vaecodec.lossless.layers import FRACTIONS, MEAN_UNIT
 from vaecodec.lossless.tile import pixel_codec
 from vaecodec.lossless.weights import LosslessWeights
 from vaecodec.tiles import TILE, tiles
@@ -50,7 +50,7 @@ def phase_bits(weights: LosslessWeights, phase: Phase, inside: Tensor) -> float:
     total = 0.0
     for residual, scale, shape in zip(*(part[0] for part in phase), strict=True):
         r, scales, shapes = (part[inside[0, 0]].double().numpy() for part in (residual, scale, shape))
-        fraction = np.round(-r / MEAN_UNIT).astype(np.int32) % 8
+        fraction = np.round(-r / MEAN_UNIT).astype(np.int32) % FRACTIONS
         values = np.round(r + fraction * MEAN_UNIT).astype(np.int32)
         stack = AnsStack()
         codec = pixel_codec(weights, fraction, scales.round().astype(np.int32), shapes.round().astype(np.int32))

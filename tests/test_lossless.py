@@ -42,7 +42,7 @@ from vaecodec.image import ImageError, Samples, samples_of
 from vaecodec.kinds import packaged
 from vaecodec.lossless.heads import Phase
 from vaecodec.lossless.layers import CHANNEL_ORDER, PHASES, SHAPES, scale_of
-from vaecodec.lossless.tile import COLOURS, OFTEN, Network, TileCoder, pixel_codec
+from vaecodec.lossless.tile import COLOURS, OFTEN, Latents, Network, TileCoder, pixel_codec
 from vaecodec.lossless.weights import LosslessWeights
 from vaecodec.plain_tiles import crc_of
 from vaecodec.weights import WeightsError

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vaecodec.codec import Codec
 from vaecodec.exact import exact_arithmetic, interpolate, per_channel
-from vaecodec.lossy.layers import UNIT, gaussian_bits, place, scale_of, step_quarters
+from vaecodec.lossy.layers import UNIT, gaussian_bits, scale_of
+from vaecodec.lossy.model import Walk
 from vaecodec.lossy.weights import LossyWeights
 
 from .codes import Data
@@ -142,13 +143,12 @@ def ancestral(weights: LossyWeights, quality: Tensor, side: int, generator: torc
     z = draw(z_scale.expand(1, c.hyper_latent, side // 64, side // 64))
     bits = gaussian_bits(z, z_scale).sum()
     features = model.h_s(z + z_mean, quality)
-    y = torch.zeros(1, c.latent, side // 16, side // 16)
-    for step, context in enumerate(model.context):
-        mean, index = context(features, y, quality)
+    walk = Walk(model.context, features, torch.zeros(1, c.latent, side // 16, side // 16), quality)
+    for mean, index in walk:
         value = draw(scale_of(index))
         bits += gaussian_bits(value, scale_of(index)).sum()
-        y = place(y, step_quarters(side // 16, side // 16, step, CPU), value + mean)
-    picture = synthesis(weights, y, quality)
+        walk.take(value + mean)
+    picture = synthesis(weights, walk.y_hat, quality)
     return picture, float(bits) / side**2
 
 

@@ -22,8 +22,9 @@ from torch import Tensor
 from vaecodec.codec import Codec
 from vaecodec.exact import interpolate, per_channel
 from vaecodec.kinds import load, packaged
-from vaecodec.lossy.layers import GAIN_BITS, UNIT, gaussian_bits, lagrangian, pick, place, scale_of, step_quarters
+from vaecodec.lossy.layers import GAIN_BITS, UNIT, gaussian_bits, lagrangian, pick, scale_of
 from vaecodec.lossy.layers import stream as to_stream
+from vaecodec.lossy.model import Walk
 from vaecodec.lossy.weights import LossyWeights
 
 from .codes import Data
@@ -73,16 +74,12 @@ def lossy_terms(
     total = bits(z - z_mean, posterior.z - z_mean, posterior.log_z, z_index)
     features = model.h_s(z, quality)
     y = posterior.y if kind == "rounded" else sample(posterior.y, posterior.log_y)
-    seen = torch.zeros_like(y)
-    for step, context in enumerate(model.context):
-        quarters = step_quarters(y.shape[2], y.shape[3], step, y.device)
-        mean, index = context(features, seen, quality)
-        value = pick(y, quarters) - mean
-        value = torch.round(value) if kind == "rounded" else value
-        centre, log_sigma = pick(posterior.y, quarters) - mean, pick(posterior.log_y, quarters)
-        total = total + bits(value, centre, log_sigma, index)
-        seen = place(seen, quarters, value + mean)
-    return total / (x.shape[2] * x.shape[3]), (synthesis(weights, seen, quality) - x).square().mean()
+    walk = Walk(model.context, features, torch.zeros_like(y), quality)
+    for mean, index in walk:
+        value = torch.round(walk.left(y)) if kind == "rounded" else walk.left(y)
+        total = total + bits(value, walk.left(posterior.y), pick(posterior.log_y, walk.quarters), index)
+        walk.take(value + mean)
+    return total / (x.shape[2] * x.shape[3]), (synthesis(weights, walk.y_hat, quality) - x).square().mean()
 
 
 def synthesis(weights: LossyWeights, y: Tensor, quality: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def selftest(device: str) -> None:
     from ..selftest import checks
 
     click.echo(f"vaecodec {__version__}, torch {torch.__version__}")
-    for line in checks(options.Machine(device, None, None).codec()):
+    for line in checks(options.Machine(device, None).codec()):
         click.echo(line)
 
 

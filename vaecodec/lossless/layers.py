@@ -21,7 +21,9 @@ OUT_MAX = 64 * 256
 """Its limit, in its units."""
 LEVEL_UNIT = 1 / 4
 """Grid of pixels as the networks see them: differences from a local mean, in grey levels."""
-MEAN_UNIT = 1 / 8
+FRACTIONS = 8
+"""Of a grey level, in which means are counted: a table for each."""
+MEAN_UNIT = 1 / FRACTIONS
 GATE_UNIT = 1 / 256
 CENTRE = 128
 """Middle of the grey levels, and their half-range."""
@@ -35,6 +37,8 @@ PHASES = "DBC"
 
 LATENT_UNIT = 1 / 16
 """Step of the grid on which latents are popped and pushed."""
+LATENT_FRACTIONS = 4
+"""Of such a step, in which their means are counted."""
 LATENT_SCALES = 48
 LATENT_SCALE_MIN, LATENT_SCALE_MAX = 0.4, 256.0
 """In steps of the grid."""
@@ -150,16 +154,16 @@ def coarse(residual: Tensor, exact: bool) -> Tensor:
 
 
 LOGARITHMS = torch.tensor(
-    [round(32 * math.log2(1 + n / 8)) / 32 for n in range(4096)], dtype=torch.float32, device="cpu"
+    [round(32 * math.log2(1 + n * MEAN_UNIT)) / 32 for n in range(4096)], dtype=torch.float32, device="cpu"
 )
-"""log2(1 + |x|) for |x| in eighths, on the grid of activations; no value is near a tie."""
+"""log2(1 + |x|) for |x| in steps of MEAN_UNIT, on the grid of activations; no value is near a tie."""
 
 
 def logarithm(x: Tensor, exact: bool) -> Tensor:
     """log2(1 + |x|) of grey levels as an activation: scales are logarithms, which small networks are bad at."""
     if not exact:
         return torch.log2(1 + x.abs())
-    return logarithms(x.device, x.dtype)[(x.abs() * 8).clamp(max=len(LOGARITHMS) - 1).long()]
+    return logarithms(x.device, x.dtype)[(x.abs() * FRACTIONS).clamp(max=len(LOGARITHMS) - 1).long()]
 
 
 @cache
@@ -179,7 +183,7 @@ def normalised(residual: Tensor, index: Tensor, exact: bool) -> Tensor:
 def on_grids(mean: Tensor, index: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
     """Mean of latents on a quarter of their grid, and scale index."""
     limit, last = LATENT_MAX * LATENT_UNIT, LATENT_SCALES - 1
-    mean = requantise(mean, LATENT_UNIT / 4, -limit, limit, exact)
+    mean = requantise(mean, LATENT_UNIT / LATENT_FRACTIONS, -limit, limit, exact)
     return mean, requantise(keep_in(index, 0, last), 1.0, 0, last, exact)
 
 

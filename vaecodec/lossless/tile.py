@@ -41,7 +41,17 @@ from ..exact import flat, reach_of
 from ..image import Samples
 from ..plain_tiles import check_empty, checked, crc_of, plain_tile, raw_tile, samples_in
 from .heads import Head, Start
-from .layers import CHANNEL_ORDER, LATENT_UNIT, MEAN_UNIT, PHASES, SCALES, SHAPES, normalised
+from .layers import (
+    CHANNEL_ORDER,
+    FRACTIONS,
+    LATENT_FRACTIONS,
+    LATENT_UNIT,
+    MEAN_UNIT,
+    PHASES,
+    SCALES,
+    SHAPES,
+    normalised,
+)
 from .model import Above, Level
 from .stripes import in_stripes
 from .weights import LosslessWeights
@@ -156,16 +166,17 @@ LOOKED_AT = 4096
 
 
 def pixel_codec(weights: LosslessWeights, steps: Values, scales: Values, shapes: Values) -> Codec[Values]:
-    """Samples [N] of one phase and colour, from their means in eighths, scale indices and shapes.
+    """Samples [N] of one phase and colour, from their means in steps of MEAN_UNIT, scale indices and shapes.
 
     Scales are what the training pictures taught. Where a tile's residuals are larger or smaller, it says so before
     them: by an offset for each group of indices that occurs often.
     """
     tables, groups = weights.pixel_tables, weights.model.config.groups
-    floors, fractions = steps >> 3, steps & 7
+    floors = steps // FRACTIONS
+    fractions = steps - floors * FRACTIONS
 
     def under(scales: Values) -> Codec[Values]:
-        return table_codec(tables, (scales * SHAPES + shapes) * 8 + fractions, floors)
+        return table_codec(tables, (scales * SHAPES + shapes) * FRACTIONS + fractions, floors)
 
     if not groups:
         return under(scales)
@@ -181,9 +192,9 @@ def pixel_codec(weights: LosslessWeights, steps: Values, scales: Values, shapes:
 
     def best(values: Values) -> Values:
         some = slice(None, None, len(values) // LOOKED_AT | 1)
-        residuals, ids, costs = values[some] - floors[some], shapes[some] * 8 + fractions[some], []
+        residuals, ids, costs = values[some] - floors[some], shapes[some] * FRACTIONS + fractions[some], []
         for offset, price in zip(OFFSETS, OFFSET_TABLES.bits(np.zeros(len(OFFSETS), int), OFFSETS), strict=True):
-            tables_of = np.clip(every + offset, 0, SCALES - 1) * (SHAPES * 8)
+            tables_of = np.clip(every + offset, 0, SCALES - 1) * (SHAPES * FRACTIONS)
             bits = tables.bits(tables_of[scales[some]] + ids, residuals)
             costs.append(some.step * np.bincount(group_of[scales[some]], bits, groups)[often] + price)
         offsets: Values = OFFSETS[np.argmin(costs, 0)]
@@ -396,12 +407,13 @@ class Network:
 
     def _latents(self, mean: Tensor, index: Tensor, tables: Tables | None) -> Codec[Values]:
         """Latents under tables; without any, their rounded means."""
-        steps = (mean * (4 / LATENT_UNIT)).int()
+        parts = LATENT_FRACTIONS
+        steps = (mean * (parts / LATENT_UNIT)).int()
         if tables is None:
-            rounded = flat((steps + 2).div(4, rounding_mode="floor"))
+            rounded = flat((steps + parts // 2).div(parts, rounding_mode="floor"))
             return Codec(lambda stack, values: None, lambda stack: rounded)
-        locs = steps.div(4, rounding_mode="floor")
-        return table_codec(tables, flat(index.int() * 4 + steps % 4), flat(locs))
+        locs = steps.div(parts, rounding_mode="floor")
+        return table_codec(tables, flat(index.int() * parts + steps % parts), flat(locs))
 
     def _latent_grid(self, g: int) -> Tensor:
         """A tensor with the size of z_g."""

@@ -10,8 +10,8 @@ import torch
 
 from bitstream import Tables
 
-from ..weights import Answer, Stored, arrays_of, freeze, integers_of, ready, scrambled, tables_of, write
-from .layers import LATENT_UNIT, MEAN_UNIT, Config, on_grids
+from ..weights import Answer, Stored, arrays_of, freeze, integers_of, nothing_drawn, ready, scrambled, tables_of, write
+from .layers import LATENT_FRACTIONS, LATENT_UNIT, MEAN_UNIT, Config, on_grids
 from .model import LosslessModel
 
 
@@ -49,11 +49,11 @@ class LosslessWeights:
                     prior = model.vae.prior_of(g, above, features[g])
                     posterior = model.vae.posterior_of(g, above, features[g], x[..., ::step, ::step])
                     for mean, index in (prior, posterior):
-                        answer.add(mean, LATENT_UNIT / 4)
+                        answer.add(mean, LATENT_UNIT / LATENT_FRACTIONS)
                         answer.add(index, 1)
                     channels, height, width = posterior[0].shape[1:]
                     z = scrambled(channels, height, width, spread, parameter.device).to(parameter.dtype)
-                    above = model.vae.descend(g, above, posterior[0] + z * (LATENT_UNIT / 4))
+                    above = model.vae.descend(g, above, posterior[0] + z * (LATENT_UNIT / LATENT_FRACTIONS))
                 assert above is not None
                 for phases in ([model.vae.likelihood(x[..., ::step, ::step], above)], *model.phases(x)):
                     for part in phases:
@@ -66,7 +66,7 @@ def save_lossless(path: Path, trained: LosslessModel, pixels: Tables, prior: Tab
     """As ``save_lossy``; a lossless decoder needs every network."""
     decoder = integers_of(dict(trained.convs()))
     mean, index = on_grids(trained.vae.top_mean.detach(), trained.vae.top_index.detach(), True)
-    decoder["top_mean"] = (mean / LATENT_UNIT * 4).round().to(torch.int32)
+    decoder["top_mean"] = (mean / LATENT_UNIT * LATENT_FRACTIONS).round().to(torch.int32)
     decoder["top_index"] = index.round().to(torch.int32)
     decoder |= arrays_of("pixels", pixels) | arrays_of("prior", prior) | arrays_of("posterior", posterior)
     write(path, "lossless", trained.config, decoder, {}, assembled)
@@ -79,9 +79,10 @@ def load(stored: Stored, device: torch.device) -> LosslessWeights:
 
 def assembled(stored: Stored) -> LosslessWeights:
     decoder = stored.part("decoder")
-    model = LosslessModel(Config(**stored.config)).eval().requires_grad_(False).float()
+    with nothing_drawn():
+        model = LosslessModel(Config(**stored.config)).eval().requires_grad_(False).float()
     freeze(dict(model.convs()), decoder)
-    model.vae.top_mean.copy_(decoder["top_mean"] * (LATENT_UNIT / 4))
+    model.vae.top_mean.copy_(decoder["top_mean"] * (LATENT_UNIT / LATENT_FRACTIONS))
     model.vae.top_index.copy_(decoder["top_index"])
     pixels, prior, posterior = (tables_of(name, decoder) for name in ("pixels", "prior", "posterior"))
     return LosslessWeights(model, pixels, prior, posterior, stored.identity)

@@ -12,7 +12,7 @@ from torch import Tensor
 from bitstream import Tables
 
 from ..exact import QUALITY_MAX, interpolate, per_channel, reach_of
-from ..weights import Answer, Stored, arrays_of, freeze, integers_of, ready, scrambled, tables_of, write
+from ..weights import Answer, Stored, arrays_of, freeze, integers_of, nothing_drawn, ready, scrambled, tables_of, write
 from .layers import GAIN_BITS, SCALES, STREAM_MAX, STREAM_UNIT, UNIT, Config
 from .model import LossyModel
 
@@ -105,7 +105,8 @@ def load(stored: Stored, device: torch.device) -> LossyWeights:
 
 def assembled(stored: Stored) -> LossyWeights:
     decoder, encoder = stored.part("decoder"), stored.part("encoder")
-    model = LossyModel(Config(**stored.config)).eval().requires_grad_(False).float()
+    with nothing_drawn():
+        model = LossyModel(Config(**stored.config)).eval().requires_grad_(False).float()
     missing, unknown = model.load_state_dict({name: part.float() for name, part in encoder.items()}, strict=False)
     if unknown or any(name.startswith(("g_a.", "h_a.")) for name in missing):
         raise ValueError("the encoder's tensors do not fit the configuration")

@@ -21,6 +21,8 @@ from ..lossless.heads import differences, nearest, split
 from ..lossless.layers import (
     CENTRE,
     CHANNEL_ORDER,
+    FRACTIONS,
+    LATENT_FRACTIONS,
     LATENT_SCALES,
     LATENT_UNIT,
     PHASES,
@@ -209,7 +211,6 @@ def start_vae(vae: Vae, x: Tensor) -> None:
     vae.top_index.copy_(latent_index_of(z.std((0, 2, 3)) / LATENT_UNIT))
 
 
-PIXEL_FRACTIONS, LATENT_FRACTIONS = 8, 4
 TABLE_REACH = 1e-5
 """Pixel tables end where less than this lies outside; what does is escaped."""
 
@@ -232,18 +233,17 @@ def fit_pixel_tables(model: LosslessModel, crops: Crops, side: int) -> Tables:
     step, coarsest_step = 2**model.config.levels, 2 ** len(model.config.latents)
     side -= side % step
     coarse_side = -(-side // step // coarsest_step) * coarsest_step
-    f8 = PIXEL_FRACTIONS
     scales = scale_of(torch.arange(SCALES).double()).tolist()
     priors, widths = [], []
     for scale in scales:
         for shape in range(SHAPES):
-            for f in range(f8):
+            for f in range(FRACTIONS):
                 width = 255
-                mass = pixel_mass(scale, shape, width, f / f8)
+                mass = pixel_mass(scale, shape, width, f / FRACTIONS)
                 tail = np.cumsum((mass[:-1] + mass[-2::-1])[: width + 1])
                 width = max(2, int(width - np.searchsorted(tail, TABLE_REACH)))
                 widths.append(width)
-                priors.append(pixel_mass(scale, shape, width, f / f8))
+                priors.append(pixel_mass(scale, shape, width, f / FRACTIONS))
     reach = np.array(widths)
     histograms = [np.zeros(2 * w + 2) for w in widths]
     for _ in range(FIT_BATCHES):
@@ -251,10 +251,10 @@ def fit_pixel_tables(model: LosslessModel, crops: Crops, side: int) -> Tables:
         for phase in [coarsest, *(phase for phases in levels for phase in phases)]:
             residual = phase.residual.flatten().double().numpy()
             # value = residual + mean, so the mean's fraction is minus the residual's
-            fraction = np.round(-residual * f8).astype(np.int64) % f8
+            fraction = np.round(-residual * FRACTIONS).astype(np.int64) % FRACTIONS
             index, shape_ = (part.flatten().round().long().numpy() for part in (phase.scale, phase.shape))
-            table = (index * SHAPES + shape_) * f8 + fraction
-            offset = np.round(residual + fraction / f8).astype(np.int64)
+            table = (index * SHAPES + shape_) * FRACTIONS + fraction
+            offset = np.round(residual + fraction / FRACTIONS).astype(np.int64)
             order = np.argsort(table, kind="stable")
             tables, starts = np.unique(table[order], return_index=True)
             for t, part in zip(tables, np.split(offset[order], starts[1:]), strict=True):
@@ -262,9 +262,9 @@ def fit_pixel_tables(model: LosslessModel, crops: Crops, side: int) -> Tables:
                 histograms[t] += np.bincount(slot, minlength=len(histograms[t]))
     counts = []
     for t, (prior, width) in enumerate(zip(priors, widths, strict=True)):
-        f = t % f8
+        f = t % FRACTIONS
         histogram = histograms[t].copy()
-        mirror = histograms[t - f + (f8 - f) % f8]
+        mirror = histograms[t - f + (FRACTIONS - f) % FRACTIONS]
         # Around a mean of 1 - f, value v is as likely as 1 - v around f.
         shift = 1 if f else 0
         other = len(mirror) // 2 - 1
