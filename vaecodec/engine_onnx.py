@@ -12,9 +12,8 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -25,6 +24,7 @@ from bitstream import VaeError
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
 
 QUALITY_MAX = 10000
@@ -32,6 +32,7 @@ STREAM_MAX = 2047
 STREAM_BITS = 7
 GAIN_BITS = 20
 STEPS = 4
+LATENT_MAX = 511
 KNOWN_INPUTS = ((0, 64), (6180, 64), (QUALITY_MAX, 2**20))
 """These are the numbers of ``exact``, ``model`` and ``weights``, which import torch."""
 
@@ -247,3 +248,259 @@ class LossyNetworks(Sessions):
                     answer.add(part)
             answer.add(self.synthesise(self.stream(y_hat, quality), quality))
         return answer.crc
+
+
+PHASES = "DBC"
+CHANNEL_ORDER = (1, 0, 2)
+LATENT_SCALES = 48
+MARGIN = 2
+STRIPE = 8192
+"""Pixels of a phase that are computed together: what lies between two layers then stays in the caches."""
+TALL = 4
+"""So many stripes make one of those whose networks look at neighbours, and do so again at each one's border."""
+
+
+class Above(NamedTuple):
+    """What coarser latents say: activations [width, h, w], a linear prediction [C, h, w] and, but after the finest,
+    the next prior's mean, in quarters of a step, and scale index, int32 [C, h, w]."""
+
+    h: Floats
+    linear: Floats
+    prior: tuple[Integers, Integers] | None
+
+
+class LosslessNetworks(Sessions):
+    """The networks of the lossless codec. Raises WeightsError also where they do not give the known answer."""
+
+    kernel = "float32"
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+        super().__init__(path, threads)
+        self.groups = len(self.config["latents"])
+        if f"{self.known_answer():08x}" != self.metadata["self_test"]:
+            raise WeightsError(f"{self.path.name} fails its self-test in ONNX Runtime {onnxruntime.__version__}")
+
+    def inference(self, x: Bytes) -> list[Floats]:
+        """Features of the coarsest picture x [3, 8 h, 8 w] (for three groups of latents), finest first."""
+        return [part[0] for part in self.run("inference", {"x": x[None]})]
+
+    def prior(self, g: int, above: Above | None, rows: int, columns: int) -> tuple[Integers, Integers]:
+        """Mean, in quarters of a step, and scale index of p(z_g | coarser latents), int32 [C, rows, columns]."""
+        if above is not None:
+            assert above.prior is not None
+            return above.prior
+        size = (-1, rows, columns)
+        mean, index = (self.tensors[f"decoder.top_{part}"][:, None, None] for part in ("mean", "index"))
+        limit = 4 * LATENT_MAX
+        mean, index = mean.clip(-limit, limit), index.clip(0, LATENT_SCALES - 1)
+        return np.broadcast_to(mean, (len(mean), *size[1:])), np.broadcast_to(index, (len(index), *size[1:]))
+
+    def posterior(self, g: int, above: Above | None, features: Floats, x: Bytes) -> tuple[Integers, Integers]:
+        """Mean and scale index of q(z_g | coarser latents, x), as those of ``prior``."""
+        inputs = {"features": features[None], "x": x[None]}
+        if above is not None:
+            inputs["above"] = above.h[None]
+        mean, index = self.run(f"posterior.{g}", inputs)
+        return mean[0], index[0]
+
+    def descend(self, g: int, above: Above | None, z: Integers) -> Above:
+        """What is known after z_g int32 [C, h, w], in steps of its grid, at twice its resolution."""
+        inputs = {"z": z[None]} if above is None else {"z": z[None], "above": above.h[None]}
+        h, linear, *prior = (part[0] for part in self.run(f"descend.{g}", inputs))
+        return Above(h, linear, (prior[0], prior[1]) if prior else None)
+
+    def likelihood(self, above: Above, rows: int, columns: int) -> Coarsest:
+        """p(x | latents) of the coarsest picture."""
+        return Coarsest(self, above, rows, columns)
+
+    def level(self, depth: int, a: Bytes, features: Floats | None) -> LevelState:
+        """p(D, B, C | A) of the level ``depth``, 0 for the coarsest. a [3, h, w]; features [F, h, w]: of the coarser
+        level, None at the coarsest."""
+        return LevelState(self, f"levels.{depth}", a, features)
+
+    def known_answer(self) -> int:
+        """CRC-32 of what the networks answer to fixed inputs, as ``weights.Lossless.known_answer``."""
+        answer, levels = Answer(), self.config["levels"]
+        step = 2**levels
+        for spread in (24, 2**20):
+            side = 2 ** (levels + self.groups)
+            picture = (scrambled(3, 2 * side, 3 * side, spread) + 128).clip(0, 255).astype(np.uint8)
+            x = np.ascontiguousarray(picture[:, ::step, ::step])
+            features, above = self.inference(x), None
+            for g in range(self.groups - 1, -1, -1):
+                mean, index = self.posterior(g, above, features[g], x)
+                for part in (*self.prior(g, above, *mean.shape[1:]), mean, index):
+                    answer.add(part)
+                z = mean + scrambled(*mean.shape, spread)
+                above = self.descend(g, above, np.rint(z / 4).astype(np.int32))
+            assert above is not None
+            self._answer(answer, self.likelihood(above, *x.shape[1:]), x)
+            coarser = None
+            for depth in range(levels):
+                step //= 2
+                fine = picture[:, ::step, ::step]
+                level = self.level(depth, np.ascontiguousarray(fine[:, ::2, ::2]), coarser)
+                for row, column in ((1, 1), (0, 1), (1, 0)):
+                    self._answer(answer, level, fine[:, row::2, column::2])
+                if depth < levels - 1:
+                    coarser = level.features()
+            step = 2**levels
+        return answer.crc
+
+    def _answer(self, answer: Answer, state: Coarsest | LevelState, x: Array) -> None:
+        """One phase's residuals, indices and shapes, in eighths."""
+        parts = []
+        for c in CHANNEL_ORDER:
+            mean, index, shape = state.predict()
+            state.see(x[c])
+            parts.append((x[c].astype(np.int32) * 8 - mean, index * 8, shape * 8))
+        for part in zip(*parts, strict=True):
+            answer.add(np.stack(part))
+
+
+class Coarsest:
+    """Colours of the coarsest picture given its latents, one after the other: ``predict``, then ``see``."""
+
+    def __init__(self, networks: LosslessNetworks, above: Above, rows: int, columns: int) -> None:
+        self._run = networks.run
+        self._above = above
+        self._inside = np.s_[:, :, :rows, :columns]
+        self._parts: list[Array] = []
+        self._seen: dict[str, Array] = {}
+        self._colour = 0
+
+    def predict(self) -> Integers:
+        """int32 [3, h, w] for the next colour, green, red or blue: mean in eighths, scale index, shape."""
+        if self._colour == 0:
+            inputs = {"above": self._above.h[None], "linear": self._above.linear[None]}
+            parts = [part[self._inside] for part in self._run("likelihood.0", inputs)]
+            prediction, *self._parts = (np.ascontiguousarray(part) for part in parts)
+        else:
+            h, *centres = self._parts
+            inputs = {"h": h, "centre": centres[self._colour - 1], **self._seen}
+            prediction = self._run(f"likelihood.{self._colour}", inputs)[0]
+        self._seen[f"prediction.{self._colour}"] = prediction
+        return prediction[0]
+
+    def see(self, x: Bytes) -> None:
+        """The colour's samples [h, w]."""
+        self._seen[f"x.{self._colour}"] = np.ascontiguousarray(x)[None, None]
+        self._colour += 1
+
+
+class Rows:
+    """An array [1, C, h, w] in stripes of so many rows, each of them contiguous."""
+
+    def __init__(self, height: int, rows: int) -> None:
+        self.height, self.rows = height, rows
+        self.stripes: list[Array] = [np.empty(0)] * -(-height // rows)
+
+    def put(self, top: int, part: Array) -> None:
+        """Set the stripes from row ``top`` on, where one begins."""
+        for start in range(0, part.shape[2], self.rows):
+            self.stripes[(top + start) // self.rows] = np.ascontiguousarray(part[:, :, start : start + self.rows])
+
+    def get(self, top: int, bottom: int) -> Array:
+        first, last = top // self.rows, (bottom - 1) // self.rows
+        parts = [
+            stripe[:, :, max(top - k * self.rows, 0) : bottom - k * self.rows]
+            for k, stripe in enumerate(self.stripes[first : last + 1], first)
+        ]
+        return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, 2)
+
+
+class LevelState:
+    """The phases D, B and C of a level and of each phase green, red and blue, one after the other: ``predict``, then
+    ``see``; after the last, ``features``."""
+
+    def __init__(self, networks: LosslessNetworks, name: str, a: Bytes, features: Floats | None) -> None:
+        self._run, self._name = networks.run, name
+        self._updated = [p for p in PHASES if f"graph.{name}.{p}.update" in networks.tensors]
+        self._margin = 3 + sum(f"decoder.{name}.blocks.{k}.conv.bias" in networks.tensors for k in range(99))
+        self._shape = rows, columns = a.shape[1:]
+        self._rows = max(1, STRIPE // columns)
+        self._tall = TALL * self._rows
+        self._known = {"a": self._padded(a)}
+        self._phase, self._colour = 0, 0
+        self._h, self._mean = Rows(rows, self._rows), np.empty((1, *a.shape), np.float32)
+        self._enter(a, features)
+        self._begin()
+
+    def _padded(self, x: Array) -> Array:
+        return np.pad(x, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), "edge")[None]
+
+    def _begin(self) -> None:
+        rows, columns = self._shape
+        self._x = np.empty((3, rows, columns), np.uint8)  # colours in coding order
+        self._predictions = [np.empty((1, 3, rows, columns), np.int32) for _ in range(3)]
+        self._starts: list[list[Array]] = []
+
+    def _enter(self, a: Bytes, features: Floats | None) -> None:
+        rows = self._shape[0]
+        for top in range(0, rows, self._tall):
+            bottom = min(top + self._tall, rows)
+            first, last = max(top - self._margin, 0), min(bottom + self._margin, rows)
+            inputs: dict[str, Array] = {"a": np.ascontiguousarray(a[None, :, first:last])}
+            if features is not None:
+                inputs["features"] = np.ascontiguousarray(features[None, :, first:last])
+            h, mean = self._run(f"{self._name}.enter", inputs)
+            self._h.put(top, h[:, :, top - first : bottom - first])
+            self._mean[:, :, top:bottom] = mean[:, :, top - first : bottom - first]
+
+    def predict(self) -> Integers:
+        """int32 [3, h, w] for the next colour: mean in eighths, scale index, shape."""
+        k, prediction = self._colour, self._predictions[self._colour]
+        graph = f"{self._name}.{PHASES[self._phase]}.{k}"
+        for number, h in enumerate(self._h.stripes):
+            top = number * self._rows
+            inside = np.s_[:, :, top : top + h.shape[2]]
+            inputs: dict[str, Array] = {"h": h}
+            if k == 0:
+                for name, known in self._known.items():
+                    inputs[name] = np.ascontiguousarray(known[:, :, top : top + h.shape[2] + 2 * MARGIN])
+                part, *start = self._run(graph, inputs)
+                self._starts.append(start)
+            else:
+                spread, centre_1, linear_1, centre_2, linear_2 = self._starts[number]
+                inputs["spread"] = spread
+                inputs["centre"], inputs["linear"] = (centre_1, linear_1) if k == 1 else (centre_2, linear_2)
+                inputs |= self._seen(inside, k)
+                (part,) = self._run(graph, inputs)
+            prediction[inside] = part
+        return prediction[0]
+
+    def _seen(self, inside: Any, colours: int) -> dict[str, Array]:
+        seen = {f"x.{k}": self._x[None, k : k + 1][inside] for k in range(colours)}
+        seen |= {f"prediction.{k}": self._predictions[k][inside] for k in range(colours)}
+        return {name: np.ascontiguousarray(part) for name, part in seen.items()}
+
+    def see(self, x: Bytes) -> None:
+        """The colour's samples [h, w]."""
+        self._x[self._colour] = x
+        self._colour += 1
+        if self._colour == 3:
+            phase = PHASES[self._phase]
+            if phase in self._updated:
+                self._update(phase)
+            picture = self._x[[CHANNEL_ORDER.index(c) for c in range(3)]]
+            self._known["adb"[len(self._known)] if len(self._known) < 3 else "c"] = self._padded(picture)
+            self._phase, self._colour = self._phase + 1, 0
+            self._begin()
+
+    def _update(self, phase: str) -> None:
+        rows, height = self._shape[0], self._tall
+        after = Rows(rows, self._rows)
+        for top in range(0, rows, height):
+            bottom = min(top + height, rows)
+            first, last = max(top - 1, 0), min(bottom + 1, rows)
+            inside = np.s_[:, :, first:last]
+            inputs = {"h": self._h.get(first, last), "mean": np.ascontiguousarray(self._mean[inside])}
+            (h,) = self._run(f"{self._name}.{phase}.update", inputs | self._seen(inside, 3))
+            after.put(top, h[:, :, top - first : bottom - first])
+        self._h = after
+
+    def features(self) -> Floats:
+        """What the next finer level takes, [F, 2 h, 2 w]."""
+        parts = [self._run(f"{self._name}.features", {"h": h})[0] for h in self._h.stripes]
+        features: Floats = np.concatenate(parts, 2)[0]
+        return features

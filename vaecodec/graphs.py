@@ -28,6 +28,22 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from .exact import HIDDEN_MAX, STREAM_MAX, STREAM_UNIT, UNIT, Conv, ExactConv
+from . import lossless
+from .lossless import (
+    CENTRE,
+    CHANNEL_ORDER,
+    LATENT_MAX,
+    LATENT_SCALES,
+    LOGARITHMS,
+    PHASES,
+    SHAPES,
+    Gauss,
+    Head,
+    Level,
+    LosslessModel,
+    Residual,
+    Vae,
+)
 from .model import (
     CONTEXT_MAX,
     INDEX_GAIN,
@@ -47,6 +63,7 @@ FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
 TYPES = {torch.int8: TensorProto.INT8, torch.int16: TensorProto.INT16, torch.int32: INT}
 TYPES |= {torch.float16: TensorProto.FLOAT16, torch.float32: FLOAT}
 
+EVERYTHING = slice(None)
 Dimension = int | str
 
 
@@ -110,9 +127,14 @@ class Graph:
     def real(self, x: str) -> str:
         return self.add("Cast", x, to=FLOAT)
 
-    def row(self, name: str) -> str:
-        """A bias [C], float32, that does not depend on the quality."""
-        return self.shaped(self.real(self.stored(name)), -1)
+    def rows(self, x: str, part: slice) -> str:
+        if part == EVERYTHING:
+            return x
+        return self.add("Slice", x, np.array([part.start], np.int64), np.array([part.stop], np.int64))
+
+    def row(self, name: str, part: slice = EVERYTHING) -> str:
+        """A bias [C], or part of it, float32, that does not depend on the quality."""
+        return self.rows(self.shaped(self.real(self.stored(name)), -1), part)
 
     def at_quality(self, name: str) -> str:
         """A stored bias with knots, at the quality, as an input [1, C, 1, 1]."""
@@ -128,11 +150,12 @@ class Graph:
     def joined(self, *parts: str) -> str:
         return parts[0] if len(parts) == 1 else self.add("Concat", *parts, axis=1)
 
-    def kernel(self, name: str, conv: Conv, *, unshuffled: int = 1) -> str:
-        """A layer's stored weight, float32 [out, in, k, k]. ``unshuffled``: its input comes from SpaceToDepth, where
-        torch's pixel_unshuffle has another order of channels."""
-        o, i, k, _ = conv.shape
-        weight = self.real(self.stored(f"{name}.weight"))
+    def kernel(self, name: str, conv: Conv, *, unshuffled: int = 1, part: slice = EVERYTHING) -> str:
+        """A layer's stored weight, or some rows of it, float32 [out, in, k, k]. ``unshuffled``: its input comes from
+        SpaceToDepth, where torch's pixel_unshuffle has another order of channels."""
+        i, k = conv.shape[1:3]
+        o = len(range(conv.shape[0])[part])
+        weight = self.real(self.rows(self.stored(f"{name}.weight"), part))
         if unshuffled > 1:
             area = unshuffled**2
             weight = self.add("Transpose", self.shaped(weight, o, i // area, area, k, k), perm=[0, 2, 1, 3, 4])
@@ -177,16 +200,18 @@ def exact(
     clip: bool = True,
     padded: bool = True,
     unshuffled: int = 1,
+    part: slice = EVERYTHING,
 ) -> str:
-    """An exact layer, from integers in steps of its input's unit to integers in steps of its output's. Without
-    ``clip``, the limits are left to what follows; without ``padded``, borders are not filled with zeros."""
-    weight, bias = g.kernel(name, conv, unshuffled=unshuffled), f"{name}.bias"
+    """An exact layer, or some rows of it, from integers in steps of its input's unit to integers in steps of its
+    output's. Without ``clip``, the limits are left to what follows; without ``padded``, borders are not filled with
+    zeros."""
+    weight, bias = g.kernel(name, conv, unshuffled=unshuffled, part=part), f"{name}.bias"
     pads = [conv.shape[2] // 2 if padded else 0] * 4
     if has_knots(bias, g.tensors[bias]):
         sums = g.add("Add", g.add("Conv", x, weight, pads=pads), g.at_quality(bias))
     else:
-        sums = g.add("Conv", x, weight, g.row(bias), pads=pads)
-    return finished(g, sums, g.shaped(g.stored(f"{name}.scale"), 1, -1, 1, 1), conv, clip)
+        sums = g.add("Conv", x, weight, g.row(bias, part), pads=pads)
+    return finished(g, sums, g.shaped(g.rows(g.stored(f"{name}.scale"), part), 1, -1, 1, 1), conv, clip)
 
 
 def finished(g: Graph, sums: str, scale: str, conv: ExactConv, clip: bool) -> str:
@@ -197,10 +222,15 @@ def finished(g: Graph, sums: str, scale: str, conv: ExactConv, clip: bool) -> st
 def stored_graphs(model: LossyModel | LosslessModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a weights file holds beside ``tensors``, uint8: "graph.NAME", an ONNX model, and "graphs", a JSON object
     that says which tensors each graph wants as initializers."""
-    graphs = lossy_graphs(model, tensors) if isinstance(model, LossyModel) else lossless_graphs(model, tensors)
+    shared = dict[str, Tensor]()
+    if isinstance(model, LossyModel):
+        graphs = lossy_graphs(model, tensors)
+    else:
+        shared[LOGARITHM_TABLE] = (LOGARITHMS / lossless.UNIT).to(torch.int16)
+        graphs = lossless_graphs(model, tensors | shared)
     parts = {f"graph.{name}": graph.build(name) for name, graph in graphs.items()}
     parts["graphs"] = json.dumps({name: graph.used() for name, graph in graphs.items()}).encode()
-    return {name: torch.frombuffer(bytearray(part), dtype=torch.uint8) for name, part in parts.items()}
+    return shared | {name: torch.frombuffer(bytearray(part), dtype=torch.uint8) for name, part in parts.items()}
 
 
 # The lossy codec
@@ -370,3 +400,325 @@ def integer_block(g: Graph, x: str, name: str, part: ExactBlock) -> str:
     h = g.add("DequantizeLinear", h, one, zeros[2])
     h = g.add("Mul", h, column(part.conv_1.out_units) / STREAM_UNIT)
     return g.clip(g.add("Add", x, h), -STREAM_MAX, STREAM_MAX)
+
+
+# The lossless codec
+#
+# Activations are in steps of 1/32, what the last layers give in steps of 1/256, pixels are uint8. A prediction is
+# int32 [1, 3, h, w]: the mean in eighths, the scale index and the shape.
+
+ACTIVATION_MAX = lossless.HIDDEN_MAX
+GIVEN_MAX = ACTIVATION_MAX + 1
+PIXEL = TensorProto.UINT8
+KNOWN = ("a", "d", "b")
+LOGARITHM_TABLE = "graphs.logarithms"
+MARGIN = 2
+"""Known pixels come with so many more on all sides; those at the border are repeated."""
+
+
+def lossless_graphs(model: LosslessModel, tensors: dict[str, Tensor]) -> dict[str, Graph]:
+    """The graphs of the lossless networks by name, see ``lossy_graphs``."""
+    graphs = vae_graphs(model.vae, tensors)
+    for k, level in enumerate(model.levels):
+        assert isinstance(level, Level)
+        name = f"levels.{k}"
+        graphs[f"{name}.enter"] = enter(level, f"decoder.{name}", Graph(tensors))
+        for known, phase in enumerate(PHASES, 1):
+            head = f"decoder.{name}.heads.{phase}"
+            graphs[f"{name}.{phase}.0"] = start(level.head(phase), head, phase, KNOWN[:known], Graph(tensors))
+            for colour in (1, 2):
+                graphs[f"{name}.{phase}.{colour}"] = later(level.head(phase), head, colour, Graph(tensors))
+            if phase in level.updates:
+                part = level.updates[phase]
+                assert isinstance(part, Residual)
+                graphs[f"{name}.{phase}.update"] = update(part, f"decoder.{name}.updates.{phase}", Graph(tensors))
+        if level.up is not None:
+            g, channels = Graph(tensors), level.up.shape[0] // 4
+            h = g.input("h", 1, level.up.shape[1], "h", "w")
+            up = exact(g, h, f"decoder.{name}.up", level.up)
+            g.output(g.shuffled(up, 2), "features", 1, channels, "H", "W")
+            graphs[f"{name}.features"] = g
+    return graphs
+
+
+def act(g: Graph, x: str) -> str:
+    return g.clip(x, 0, ACTIVATION_MAX)
+
+
+def residual(g: Graph, h: str, name: str, part: Residual, *more: str) -> str:
+    """The layer's own limits change nothing: h is in 0..ACTIVATION_MAX, and so is what comes out."""
+    return act(g, g.add("Add", h, exact(g, g.joined(h, *more), f"{name}.conv", part.conv, clip=False)))
+
+
+def local_mean(g: Graph, x: str, channels: int) -> str:
+    """16 times the binomial 3x3 mean."""
+    row = np.array([1, 2, 1], np.float32)
+    kernel = np.tile(np.outer(row, row), (channels, 1, 1, 1))
+    padded = g.add("Pad", x, np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64), mode="edge")
+    return g.add("Conv", padded, kernel, group=channels)
+
+
+def enter(level: Level, name: str, g: Graph) -> Graph:
+    """a uint8 [1, 3, h, w] and, but for the coarsest level, features [1, F, h, w] of the coarser one to the state
+    [1, width, h, w] and the local mean [1, 3, h, w] in quarters."""
+    width, inputs = level.entry.shape[:2]
+    a = g.real(g.input("a", 1, 3, "h", "w", kind=PIXEL))
+    quarter = np.float32(0.25)
+    mean = g.add("Round", g.add("Mul", local_mean(g, a, 3), quarter))
+    second = g.add("Round", g.add("Mul", local_mean(g, mean, 3), quarter * quarter))
+    fine = g.add("Sub", g.add("Mul", a, np.float32(4)), mean)
+    coarse = g.add("Mul", g.add("Sub", mean, second), np.float32(2))
+    bands = [
+        g.clip(fine, -GIVEN_MAX, GIVEN_MAX),
+        g.add("Sub", mean, np.float32(4 * CENTRE)),
+        g.clip(coarse, -GIVEN_MAX, GIVEN_MAX),
+    ]
+    features = [g.input("features", 1, inputs - 9, "h", "w")] if inputs > 9 else []
+    h = exact(g, g.joined(*bands, *features), f"{name}.entry", level.entry)
+    for k, block in enumerate(level.blocks):
+        assert isinstance(block, Residual)
+        h = residual(g, h, f"{name}.blocks.{k}", block)
+    g.output(h, "state", 1, width, "h", "w")
+    g.output(mean, "mean", 1, 3, "h", "w")
+    return g
+
+
+def logarithm(g: Graph, eighths: str) -> str:
+    """32 log2(1 + x) of x >= 0."""
+    return g.add("Gather", g.real(g.stored(LOGARITHM_TABLE)), g.add("Cast", eighths, to=INT), axis=0)
+
+
+def start(head: Head, name: str, phase: str, known: Sequence[str], g: Graph) -> Graph:
+    """A phase's first prediction, and what those of its other colours start from.
+
+    h [1, width, h, w]: the state; a, d, b: the known phases, uint8 [1, 3, h + 2 MARGIN, w + 2 MARGIN]. Gives
+    ``prediction``; ``spread`` [1, 3, h, w]; for colours 1 and 2 ``centre.K`` [1, 1, h, w] in halves, from green, and
+    ``linear.K`` [1, 1 + filters, h, w] in eighths.
+    """
+    h = g.input("h", 1, head.hidden.shape[1] - 3, "h", "w")
+    pixels = [g.real(g.input(each, 1, 3, "h'", "w'", kind=PIXEL)) for each in known]
+    centred = g.add("Sub", g.joined(*pixels), np.float32(CENTRE))
+    base = exact(g, centred, f"{name}.base", head.base, padded=False)
+    centre, spread = nearest(g, phase, pixels)
+    spread = logarithm(g, g.add("Mul", spread, np.float32(8)))
+    centres = g.split(centre, [1, 1, 1])
+    linears = g.split(base, [1 + head.filters] * 3)
+    predict(g, head, name, 0, g.joined(h, spread), linears[0], centres[CHANNEL_ORDER[0]], [])
+    g.output(spread, "spread", 1, 3, "h", "w")
+    for k in (1, 2):
+        g.output(centres[CHANNEL_ORDER[k]], f"centre.{k}", 1, 1, "h", "w")
+        g.output(linears[k], f"linear.{k}", 1, 1 + head.filters, "h", "w")
+    return g
+
+
+def nearest(g: Graph, phase: str, known: list[str]) -> tuple[str, str]:
+    """See ``lossless.nearest``; the first is in halves."""
+    apart = []
+    for pixels in known[:2]:
+        red, green, blue = g.split(pixels, [1, 1, 1])
+        apart.append(g.joined(g.add("Sub", red, green), green, g.add("Sub", blue, green)))
+
+    def at(pixels: str, row: int, column: int) -> str:
+        starts, ends = np.array([[MARGIN], [-MARGIN]], np.int64) + np.array([row, column])
+        return g.add("Slice", pixels, starts, ends, np.array([2, 3], np.int64))
+
+    a = apart[0]
+    places = {
+        "D": [(a, 0, 0), (a, 1, 1), (a, 0, 1), (a, 1, 0)],
+        "B": [(a, 0, 0), (a, 0, 1), (apart[-1], -1, 0), (apart[-1], 0, 0)],
+        "C": [(a, 0, 0), (a, 1, 0), (apart[-1], 0, -1), (apart[-1], 0, 0)],
+    }
+    four = [at(*place) for place in places[phase]]
+    lows, highs = ([g.add(each, *four[:2]), g.add(each, *four[2:])] for each in ("Min", "Max"))
+    middle = g.add("Add", g.add("Max", *lows), g.add("Min", *highs))
+    return middle, g.add("Sub", g.add("Max", *highs), g.add("Min", *lows))
+
+
+def later(head: Head, name: str, colour: int, g: Graph) -> Graph:
+    """Colour 1 or 2 of a phase: from h, ``spread``, ``centre`` and ``linear`` (see ``start``) and, for each earlier
+    colour K, its samples x.K uint8 [1, 1, h, w] and its prediction.K, to the prediction."""
+    h = g.joined(
+        g.input("h", 1, head.hidden.shape[1] - 3, "h", "w"),
+        g.input("spread", 1, 3, "h", "w"),
+    )
+    centre = g.input("centre", 1, 1, "h", "w")
+    linear = g.input("linear", 1, 1 + head.filters, "h", "w")
+    seen = [given(g, k) for k in range(colour)]
+    green = g.add("Mul", seen[0].x, np.float32(2))
+    predict(g, head, name, colour, h, linear, g.add("Add", centre, green), seen)
+    return g
+
+
+class Seen:
+    """A colour that is known: samples x, residual in eighths, residual in scales as an activation."""
+
+    def __init__(self, x: str, residual: str, normal: str) -> None:
+        self.x, self.residual, self.normal = x, residual, normal
+
+
+def given(g: Graph, k: int) -> Seen:
+    x = g.real(g.input(f"x.{k}", 1, 1, "h", "w", kind=PIXEL))
+    mean, index, _ = g.split(g.input(f"prediction.{k}", 1, 3, "h", "w", kind=INT), [1, 1, 1])
+    residual = g.add("Sub", g.add("Mul", x, np.float32(8)), g.real(mean))
+    # Residual in eighths times inverse scale in 256ths, in steps of 1/32.
+    inverse = (0.5 / lossless.scale_of(torch.arange(lossless.SCALES).float()) * 256).round() / 64
+    normal = g.add("Round", g.add("Mul", residual, g.add("Gather", inverse.numpy(), index, axis=0)))
+    limit = 8 / lossless.UNIT
+    return Seen(x, residual, g.clip(normal, -limit, limit))
+
+
+def predict(
+    g: Graph, head: Head, name: str, k: int, inputs: str, linear: str | None, centre: str, seen: list[Seen]
+) -> None:
+    """``Head.colour``; centre in halves."""
+    part = slice(k * head.hidden.shape[0] // 3, (k + 1) * head.hidden.shape[0] // 3)
+    # Of the layer's limits, twice GIVEN_MAX, nothing is left after act.
+    hidden = exact(g, inputs, f"{name}.hidden", head.hidden, clip=False, part=part)
+    if seen:
+        half, limit = np.float32(0.5), GIVEN_MAX
+        parts = []
+        for each in seen:
+            coarse = g.clip(g.add("Round", g.add("Mul", each.residual, half)), -limit, limit)
+            parts += [coarse, each.normal, logarithm(g, g.add("Abs", each.residual))]
+        layer = head.given[k - 1]
+        assert isinstance(layer, ExactConv)
+        hidden = g.add("Add", hidden, exact(g, g.joined(*parts), f"{name}.given.{k - 1}", layer))
+    layer = head.out[k]
+    assert isinstance(layer, ExactConv)
+    out = g.clip(exact(g, act(g, hidden), f"{name}.out.{k}", layer, clip=False), -16 * 256, 16 * 256)
+    # Each output in its own steps: the mean in 2048ths, index, shape, gates and shares in 256ths.
+    filters, shares = head.filters, len(seen)
+    factor = [8 * head.span, 1 / 64, 1 / 128] + [1 / 8] * filters + [1 / 2] * shares
+    offset, most = [0, 16, 1] + [0] * (filters + shares), 2 * 256
+    low = [-(2**24), 0, 0] + [-most] * (filters + shares)
+    high = [2**24, lossless.SCALES - 1, SHAPES - 1] + [most] * (filters + shares)
+    factors, offsets, lows, highs = (
+        np.array(each, np.float32).reshape(1, -1, 1, 1) for each in (factor, offset, low, high)
+    )
+    out = g.add("Round", g.add("Add", g.add("Mul", out, factors), offsets))
+    out = g.add("Min", g.add("Max", out, lows), highs)
+    sizes = [1, 2, *([filters] if filters else []), *([1] * shares)]
+    correction, ids, *rest = g.split(out, sizes)
+    mean = g.add("Add", g.add("Mul", centre, np.float32(1024)), correction)
+    if linear is not None:
+        first, gated = g.split(linear, [1, filters])
+        mean = g.add("Add", mean, g.add("Mul", first, np.float32(256)))
+        products = g.add("Mul", gated, rest.pop(0))
+        mean = g.add("Add", mean, g.add("ReduceSum", products, np.array([1], np.int64)))
+    for each, share in zip(seen, rest, strict=True):
+        mean = g.add("Add", mean, g.add("Mul", each.residual, share))
+    mean = g.clip(g.add("Round", g.add("Mul", mean, np.float32(1 / 256))), 0, 255 * 8)
+    g.output(g.joined(mean, ids), "prediction", 1, 3, "h", "w", kind=INT)
+
+
+def update(part: Residual, name: str, g: Graph) -> Graph:
+    """The state h [1, width, h, w] after a phase, ``state``, from its samples x.K and prediction.K, in coding order,
+    and the local mean [1, 3, h, w] in quarters."""
+    width = part.conv.shape[0]
+    h = g.input("h", 1, width, "h", "w")
+    seen = [given(g, k) for k in range(3)]
+    means = g.split(g.input("mean", 1, 3, "h", "w"), [1, 1, 1])
+    difference = [
+        g.add("Sub", g.add("Mul", seen[CHANNEL_ORDER.index(c)].x, np.float32(4)), means[c]) for c in range(3)
+    ]
+    coarse = g.clip(g.joined(*difference), -GIVEN_MAX, GIVEN_MAX)
+    g.output(residual(g, h, name, part, coarse, *(each.normal for each in seen)), "state", 1, width, "h", "w")
+    return g
+
+
+# Latents are in steps of LATENT_UNIT, means of latents in quarters of it, and linear predictions in steps of 1/256.
+
+
+def vae_graphs(vae: Vae, tensors: dict[str, Tensor]) -> dict[str, Graph]:
+    graphs, top = dict[str, Graph](), len(vae.project) - 1
+    graphs["inference"] = inference(vae, Graph(tensors))
+    for k in range(top + 1):
+        graphs[f"posterior.{k}"] = posterior(vae, k, Graph(tensors))
+        graphs[f"descend.{k}"] = descend(vae, k, Graph(tensors))
+    g, width, name = Graph(tensors), vae.last.conv.shape[0], "decoder.vae"
+    h = residual(g, g.input("above", 1, width, "h", "w"), f"{name}.last", vae.last)
+    linear = g.input("linear", 1, 3, "h", "w")
+    centre = g.add("Add", linear, np.float32(2 * CENTRE))  # halves: 2 * (128 + 128 * linear / 256)
+    centres = g.split(centre, [1, 1, 1])
+    predict(g, vae.head, f"{name}.head", 0, h, None, centres[CHANNEL_ORDER[0]], [])
+    g.output(h, "h", 1, width, "h", "w")
+    for k in (1, 2):
+        g.output(centres[CHANNEL_ORDER[k]], f"centre.{k}", 1, 1, "h", "w")
+    graphs["likelihood.0"] = g
+    for k in (1, 2):
+        g = Graph(tensors)
+        inputs, centre = g.input("h", 1, width, "h", "w"), g.input("centre", 1, 1, "h", "w")
+        predict(g, vae.head, f"{name}.head", k, inputs, None, centre, [given(g, j) for j in range(k)])
+        graphs[f"likelihood.{k}"] = g
+    return graphs
+
+
+def layer(conv: Any) -> ExactConv:
+    assert isinstance(conv, ExactConv)
+    return conv
+
+
+def blocks(g: Graph, h: str, name: str, parts: Any) -> str:
+    for k, block in enumerate(parts):
+        h = residual(g, h, f"{name}.{k}", block)
+    return h
+
+
+def inference(vae: Vae, g: Graph) -> Graph:
+    """x uint8 [1, 3, 8 h, 8 w] (for three groups of latents) to features.G, finest first."""
+    x = g.real(g.input("x", 1, 3, "H", "W", kind=PIXEL))
+    x = g.add("Mul", g.add("Sub", x, np.float32(CENTRE)), np.float32(4))
+    x = g.add("SpaceToDepth", x, blocksize=2)
+    h = exact(g, x, "decoder.vae.entry", vae.entry, unshuffled=2)
+    for k, parts in enumerate(vae.bottom_up):
+        if k:
+            h = g.add("SpaceToDepth", h, blocksize=2)
+            h = exact(g, h, f"decoder.vae.down.{k - 1}", layer(vae.down[k - 1]), unshuffled=2)
+        h = blocks(g, h, f"decoder.vae.bottom_up.{k}", parts)
+        g.output(h, f"features.{k}", 1, vae.entry.shape[0], f"h{k}", f"w{k}")
+    return g
+
+
+def gauss(g: Graph, part: Gauss, name: str, h: str, linear: str, prefix: str) -> None:
+    """Outputs ``mean``, in quarters of steps, and ``index``, int32 [1, C, h, w]."""
+    channels = part.conv.shape[0] // 2
+    mean, index = g.split(exact(g, h, f"{name}.conv", part.conv), [channels] * 2)
+    mean = g.add("Round", g.add("Mul", g.add("Add", mean, linear), np.float32(0.25)))
+    index = g.add("Round", g.add("Add", g.add("Mul", index, np.float32(1 / 32)), np.float32(24)))
+    g.output(g.clip(mean, -4 * LATENT_MAX, 4 * LATENT_MAX), f"{prefix}mean", 1, channels, "h", "w", kind=INT)
+    g.output(g.clip(index, 0, LATENT_SCALES - 1), f"{prefix}index", 1, channels, "h", "w", kind=INT)
+
+
+def posterior(vae: Vae, k: int, g: Graph) -> Graph:
+    """features and, but for the coarsest latents, ``above``, [1, width, h, w] both, and the whole x (see
+    ``inference``) to mean and index of q(z_k | coarser latents, x)."""
+    width, top = vae.entry.shape[0], k == len(vae.project) - 1
+    x = g.real(g.input("x", 1, 3, "H", "W", kind=PIXEL))
+    blocks = g.add("SpaceToDepth", g.add("Sub", x, np.float32(CENTRE)), blocksize=2 ** (k + 1))
+    linear = exact(g, blocks, f"decoder.vae.project.{k}", layer(vae.project[k]), unshuffled=2 ** (k + 1))
+    h = g.input("features", 1, width, "h", "w")
+    h = h if top else g.joined(h, g.input("above", 1, width, "h", "w"))
+    part = vae.posterior[k]
+    assert isinstance(part, Gauss)
+    gauss(g, part, f"decoder.vae.posterior.{k}", h, linear, "")
+    return g
+
+
+def descend(vae: Vae, k: int, g: Graph) -> Graph:
+    """z int32 [1, C, h, w] and, but for the coarsest latents, ``above`` to what is known at twice the resolution,
+    ``h`` [1, width, 2 h, 2 w] and ``linear``, and, but for the finest, the next prior's mean and index."""
+    width, top = vae.entry.shape[0], k == len(vae.project) - 1
+    take, expand = layer(vae.take[k]), layer(vae.expand[k])
+    seen = g.clip(g.real(g.input("z", 1, take.shape[1], "h", "w", kind=INT)), -LATENT_MAX, LATENT_MAX)
+    h = exact(g, seen, f"decoder.vae.take.{k}", take, clip=False)
+    h = act(g, h if top else g.add("Add", h, g.input("above", 1, width, "h", "w")))
+    h = blocks(g, h, f"decoder.vae.top_down.{k}", vae.top_down[k])
+    h = g.shuffled(exact(g, h, f"decoder.vae.up.{k}", layer(vae.up[k])), 2)
+    linear = g.shuffled(exact(g, seen, f"decoder.vae.expand.{k}", expand), 2)
+    g.output(h, "h", 1, width, "H", "W")
+    g.output(linear, "linear", 1, expand.shape[0] // 4, "H", "W")
+    if k:
+        part = vae.prior[k - 1]
+        assert isinstance(part, Gauss)
+        gauss(g, part, f"decoder.vae.prior.{k - 1}", h, linear, "")
+    return g
