@@ -65,6 +65,7 @@ TYPES |= {torch.float16: TensorProto.FLOAT16, torch.float32: FLOAT}
 
 EVERYTHING = slice(None)
 Dimension = int | str
+Parts = str | list[tuple[str, int]]
 
 
 class Graph:
@@ -193,7 +194,7 @@ def reaches(conv: ExactConv) -> bool:
 
 def exact(
     g: Graph,
-    x: str,
+    x: Parts,
     name: str,
     conv: ExactConv,
     *,
@@ -204,13 +205,25 @@ def exact(
 ) -> str:
     """An exact layer, or some rows of it, from integers in steps of its input's unit to integers in steps of its
     output's. Without ``clip``, the limits are left to what follows; without ``padded``, borders are not filled with
-    zeros."""
+    zeros.
+
+    x: the input, or parts of it with their channels. Parts are convolved on their own and added up, which copies
+    less than joining them; fast kernels want channels in sixteens, too.
+    """
     weight, bias = g.kernel(name, conv, unshuffled=unshuffled, part=part), f"{name}.bias"
     pads = [conv.shape[2] // 2 if padded else 0] * 4
-    if has_knots(bias, g.tensors[bias]):
-        sums = g.add("Add", g.add("Conv", x, weight, pads=pads), g.at_quality(bias))
-    else:
-        sums = g.add("Conv", x, weight, g.row(bias, part), pads=pads)
+    knots = has_knots(bias, g.tensors[bias])
+    sums, first = "", 0
+    for each, channels in [(x, conv.shape[1])] if isinstance(x, str) else x:
+        kernel = weight
+        if channels < conv.shape[1]:
+            starts, ends, axes = ([value] for value in (first, first + channels, 1))
+            kernel = g.add("Slice", weight, *(np.array(values, np.int64) for values in (starts, ends, axes)))
+        inputs = [each, kernel] if knots or first else [each, kernel, g.row(bias, part)]
+        partial = g.add("Conv", *inputs, pads=pads)
+        sums, first = g.add("Add", sums, partial) if first else partial, first + channels
+    if knots:
+        sums = g.add("Add", sums, g.at_quality(bias))
     return finished(g, sums, g.shaped(g.rows(g.stored(f"{name}.scale"), part), 1, -1, 1, 1), conv, clip)
 
 
@@ -447,7 +460,10 @@ def act(g: Graph, x: str) -> str:
 
 def residual(g: Graph, h: str, name: str, part: Residual, *more: str) -> str:
     """The layer's own limits change nothing: h is in 0..ACTIVATION_MAX, and so is what comes out."""
-    return act(g, g.add("Add", h, exact(g, g.joined(h, *more), f"{name}.conv", part.conv, clip=False)))
+    inputs = [(h, part.conv.shape[0])]
+    if more:
+        inputs.append((g.joined(*more), part.conv.shape[1] - part.conv.shape[0]))
+    return act(g, g.add("Add", h, exact(g, inputs, f"{name}.conv", part.conv, clip=False)))
 
 
 def local_mean(g: Graph, x: str, channels: int) -> str:
@@ -473,8 +489,10 @@ def enter(level: Level, name: str, g: Graph) -> Graph:
         g.add("Sub", mean, np.float32(4 * CENTRE)),
         g.clip(coarse, -GIVEN_MAX, GIVEN_MAX),
     ]
-    features = [g.input("features", 1, inputs - 9, "h", "w")] if inputs > 9 else []
-    h = exact(g, g.joined(*bands, *features), f"{name}.entry", level.entry)
+    parts = [(g.joined(*bands), 9)]
+    if inputs > 9:
+        parts.append((g.input("features", 1, inputs - 9, "h", "w"), inputs - 9))
+    h = exact(g, parts, f"{name}.entry", level.entry)
     for k, block in enumerate(level.blocks):
         assert isinstance(block, Residual)
         h = residual(g, h, f"{name}.blocks.{k}", block)
@@ -495,7 +513,8 @@ def start(head: Head, name: str, phase: str, known: Sequence[str], g: Graph) -> 
     ``prediction``; ``spread`` [1, 3, h, w]; for colours 1 and 2 ``centre.K`` [1, 1, h, w] in halves, from green, and
     ``linear.K`` [1, 1 + filters, h, w] in eighths.
     """
-    h = g.input("h", 1, head.hidden.shape[1] - 3, "h", "w")
+    width = head.hidden.shape[1] - 3
+    h = g.input("h", 1, width, "h", "w")
     pixels = [g.real(g.input(each, 1, 3, "h'", "w'", kind=PIXEL)) for each in known]
     centred = g.add("Sub", g.joined(*pixels), np.float32(CENTRE))
     base = exact(g, centred, f"{name}.base", head.base, padded=False)
@@ -503,7 +522,7 @@ def start(head: Head, name: str, phase: str, known: Sequence[str], g: Graph) -> 
     spread = logarithm(g, g.add("Mul", spread, np.float32(8)))
     centres = g.split(centre, [1, 1, 1])
     linears = g.split(base, [1 + head.filters] * 3)
-    predict(g, head, name, 0, g.joined(h, spread), linears[0], centres[CHANNEL_ORDER[0]], [])
+    predict(g, head, name, 0, [(h, width), (spread, 3)], linears[0], centres[CHANNEL_ORDER[0]], [])
     g.output(spread, "spread", 1, 3, "h", "w")
     for k in (1, 2):
         g.output(centres[CHANNEL_ORDER[k]], f"centre.{k}", 1, 1, "h", "w")
@@ -537,10 +556,8 @@ def nearest(g: Graph, phase: str, known: list[str]) -> tuple[str, str]:
 def later(head: Head, name: str, colour: int, g: Graph) -> Graph:
     """Colour 1 or 2 of a phase: from h, ``spread``, ``centre`` and ``linear`` (see ``start``) and, for each earlier
     colour K, its samples x.K uint8 [1, 1, h, w] and its prediction.K, to the prediction."""
-    h = g.joined(
-        g.input("h", 1, head.hidden.shape[1] - 3, "h", "w"),
-        g.input("spread", 1, 3, "h", "w"),
-    )
+    width = head.hidden.shape[1] - 3
+    h = [(g.input("h", 1, width, "h", "w"), width), (g.input("spread", 1, 3, "h", "w"), 3)]
     centre = g.input("centre", 1, 1, "h", "w")
     linear = g.input("linear", 1, 1 + head.filters, "h", "w")
     seen = [given(g, k) for k in range(colour)]
@@ -568,7 +585,7 @@ def given(g: Graph, k: int) -> Seen:
 
 
 def predict(
-    g: Graph, head: Head, name: str, k: int, inputs: str, linear: str | None, centre: str, seen: list[Seen]
+    g: Graph, head: Head, name: str, k: int, inputs: Parts, linear: str | None, centre: str, seen: list[Seen]
 ) -> None:
     """``Head.colour``; centre in halves."""
     part = slice(k * head.hidden.shape[0] // 3, (k + 1) * head.hidden.shape[0] // 3)
