@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
+Run = Callable[[str, dict[str, Array]], list[Array]]
 
 QUALITY_MAX = 10000
 STREAM_MAX = 2047
@@ -252,12 +255,22 @@ class LossyNetworks(Sessions):
 
 PHASES = "DBC"
 CHANNEL_ORDER = (1, 0, 2)
+CENTRE = 128
+HIDDEN_GIVEN = 512
 LATENT_SCALES = 48
+PIXEL_SCALES, PIXEL_SHAPES = 40, 3
+SCALE_MIN, SCALE_MAX = 0.07, 40.0
+LOGARITHMS = np.array([round(32 * math.log2(1 + n / 8)) for n in range(4096)], np.float32)
+"""32 log2(1 + |x|) for |x| in eighths."""
+INVERSES = np.array(
+    [round(128 / (SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (n / (PIXEL_SCALES - 1)))) / 64 for n in range(PIXEL_SCALES)],
+    np.float32,
+)
+"""By scale index: from a residual in eighths to one in scales, in steps of an activation."""
 MARGIN = 2
-STRIPE = 8192
+"""Known pixels come with so many more on all sides, those at the border repeated."""
+STRIPE = 4096
 """Pixels of a phase that are computed together: what lies between two layers then stays in the caches."""
-TALL = 4
-"""So many stripes make one of those whose networks look at neighbours, and do so again at each one's border."""
 
 
 class Above(NamedTuple):
@@ -309,9 +322,11 @@ class LosslessNetworks(Sessions):
         h, linear, *prior = (part[0] for part in self.run(f"descend.{g}", inputs))
         return Above(h, linear, (prior[0], prior[1]) if prior else None)
 
-    def likelihood(self, above: Above, rows: int, columns: int) -> Coarsest:
+    def likelihood(self, above: Above, rows: int, columns: int) -> Colours:
         """p(x | latents) of the coarsest picture."""
-        return Coarsest(self, above, rows, columns)
+        h = self.run("last", {"above": above.h[None]})[0][:, :, :rows, :columns]
+        centre = (above.linear[:, :rows, :columns] + np.float32(2 * CENTRE)).astype(np.int16)
+        return Colours(self.run, "likelihood", [np.ascontiguousarray(h)], centre, 8 * 64)
 
     def level(self, depth: int, a: Bytes, features: Floats | None) -> LevelState:
         """p(D, B, C | A) of the level ``depth``, 0 for the coarsest. a [3, h, w]; features [F, h, w]: of the coarser
@@ -347,7 +362,7 @@ class LosslessNetworks(Sessions):
             step = 2**levels
         return answer.crc
 
-    def _answer(self, answer: Answer, state: Coarsest | LevelState, x: Array) -> None:
+    def _answer(self, answer: Answer, state: Colours | LevelState, x: Array) -> None:
         """One phase's residuals, indices and shapes, in eighths."""
         parts = []
         for c in CHANNEL_ORDER:
@@ -358,55 +373,138 @@ class LosslessNetworks(Sessions):
             answer.add(np.stack(part))
 
 
-class Coarsest:
-    """Colours of the coarsest picture given its latents, one after the other: ``predict``, then ``see``."""
+class Colours:
+    """The colours of a phase, one after the other: ``predict``, then ``see``.
 
-    def __init__(self, networks: LosslessNetworks, above: Above, rows: int, columns: int) -> None:
-        self._run = networks.run
-        self._above = above
-        self._inside = np.s_[:, :, :rows, :columns]
-        self._parts: list[Array] = []
-        self._seen: dict[str, Array] = {}
-        self._colour = 0
+    stripes: of the state, [1, width, rows, w]; centre int16 [3, h, w]: where means start, in halves, red and blue, if
+    there is a ``spread``, less green; span: what 1 of an output means, in 8ths of a grey level; known: uint8 [1, C, h + 4, w + 4]
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        graph: str,
+        stripes: list[Array],
+        centre: NDArray[np.int16],
+        span: int,
+        spread: Array | None = None,
+        known: Array | None = None,
+    ) -> None:
+        self._run, self._graph, self._stripes, self._span = run, graph, stripes, span
+        self._centre, self._spread, self._known = centre, spread, known
+        rows, columns = centre.shape[1:]
+        self._given = np.empty((1, 6, rows, columns), np.float32)
+        self._linear: list[Array] = []
+        self._residuals: list[Array] = []
+        self._prediction = np.empty((3, rows, columns), np.int32)
+        self.colour = 0
+        self.x = np.empty((3, rows, columns), np.uint8)
+        self.normal = np.empty((3, rows, columns), np.float32)
+        """Samples and residuals in scales, in coding order."""
 
     def predict(self) -> Integers:
         """int32 [3, h, w] for the next colour, green, red or blue: mean in eighths, scale index, shape."""
-        if self._colour == 0:
-            inputs = {"above": self._above.h[None], "linear": self._above.linear[None]}
-            parts = [part[self._inside] for part in self._run("likelihood.0", inputs)]
-            prediction, *self._parts = (np.ascontiguousarray(part) for part in parts)
-        else:
-            h, *centres = self._parts
-            inputs = {"h": h, "centre": centres[self._colour - 1], **self._seen}
-            prediction = self._run(f"likelihood.{self._colour}", inputs)[0]
-        self._seen[f"prediction.{self._colour}"] = prediction
-        return prediction[0]
+        k, top = self.colour, 0
+        self._prediction = np.empty_like(self._prediction)
+        for number, h in enumerate(self._stripes):
+            rows = slice(top, top + h.shape[2])
+            inputs = {"h": h}
+            if self._spread is not None:
+                inputs["spread"] = np.ascontiguousarray(self._spread[:, :, rows])
+            if k:
+                inputs["given"] = np.ascontiguousarray(self._given[:, : 3 * k, rows])
+            elif self._known is not None:
+                inputs["known"] = np.ascontiguousarray(self._known[:, :, top : rows.stop + 2 * MARGIN])
+            out, *linear = self._run(f"{self._graph}.{k}", inputs)
+            if linear:
+                self._linear.append(linear[0][0])
+            self._finish(out[0], rows, self._linear[number] if self._linear else None)
+            top = rows.stop
+        return self._prediction
+
+    def _finish(self, out: Array, rows: slice, linear: Array | None) -> None:
+        """Rows of the prediction from the networks' outputs [C, h, w] in steps of 1/256. All sums are of 2048ths."""
+        k = self.colour
+        out = out.clip(-16 * 256, 16 * 256, out=out)
+        filters = 0 if linear is None else len(linear) // 3 - 1
+        mean = self._centre[CHANNEL_ORDER[k], rows] * np.float32(1024)
+        mean += out[0] * np.float32(self._span)
+        if linear is not None:
+            own = linear[k * (1 + filters) : (k + 1) * (1 + filters)]
+            if k:
+                mean += self.x[0, rows] * np.float32(2048)
+            mean += own[0] * np.float32(256)
+            gates = out[3 : 3 + filters]
+            gates *= np.float32(1 / 8)
+            mean += np.einsum("chw,chw->hw", own[1:], np.rint(gates, out=gates))
+        for residual, share in zip(self._residuals, out[3 + filters :], strict=True):
+            share *= np.float32(1 / 2)
+            share = np.rint(share, out=share).clip(-512, 512, out=share)
+            mean += np.multiply(residual[rows], share, out=share)
+        mean *= np.float32(1 / 256)
+        prediction = self._prediction[:, rows]
+        prediction[0] = np.rint(mean, out=mean).clip(0, 255 * 8, out=mean)
+        prediction[1] = np.rint(out[1] * np.float32(1 / 64) + np.float32(16)).clip(0, PIXEL_SCALES - 1)
+        prediction[2] = np.rint(out[2] * np.float32(1 / 128) + np.float32(1)).clip(0, PIXEL_SHAPES - 1)
 
     def see(self, x: Bytes) -> None:
         """The colour's samples [h, w]."""
-        self._seen[f"x.{self._colour}"] = np.ascontiguousarray(x)[None, None]
-        self._colour += 1
+        k = self.colour
+        mean, index, _ = self._prediction
+        self.x[k] = x
+        residual = ((self.x[k].astype(np.int16) << 3) - mean).astype(np.int16)
+        self.normal[k] = np.rint(residual * INVERSES[index]).clip(-256, 256)
+        if k < 2:
+            given = self._given[0, 3 * k :]
+            given[0] = halved(residual, 1).clip(-HIDDEN_GIVEN, HIDDEN_GIVEN)
+            given[1], given[2] = self.normal[k], LOGARITHMS[abs(residual)]
+        self._residuals.append(residual)
+        self.colour += 1
 
 
-class Rows:
-    """An array [1, C, h, w] in stripes of so many rows, each of them contiguous."""
+def halved(x: Array, times: int) -> Array:
+    """Integers divided by 2**times, rounded half to even."""
+    return x + ((1 << times - 1) - 1) + (x >> times & 1) >> times
 
-    def __init__(self, height: int, rows: int) -> None:
-        self.height, self.rows = height, rows
-        self.stripes: list[Array] = [np.empty(0)] * -(-height // rows)
 
-    def put(self, top: int, part: Array) -> None:
-        """Set the stripes from row ``top`` on, where one begins."""
-        for start in range(0, part.shape[2], self.rows):
-            self.stripes[(top + start) // self.rows] = np.ascontiguousarray(part[:, :, start : start + self.rows])
+def local_mean(x: NDArray[np.int16]) -> NDArray[np.int16]:
+    """16 times the binomial 3x3 mean of x [3, h, w]; the border is repeated."""
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1)), "edge")
+    x = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
+    mean: NDArray[np.int16] = x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]
+    return mean
 
-    def get(self, top: int, bottom: int) -> Array:
-        first, last = top // self.rows, (bottom - 1) // self.rows
-        parts = [
-            stripe[:, :, max(top - k * self.rows, 0) : bottom - k * self.rows]
-            for k, stripe in enumerate(self.stripes[first : last + 1], first)
-        ]
-        return np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, 2)
+
+def nearest(phase: str, known: list[Bytes]) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """See ``lossless.nearest``: int16 [3, h, w] both, the first in halves. known: uint8 with MARGIN."""
+
+    def apart(padded: Bytes) -> NDArray[np.int16]:
+        pixels = padded.astype(np.int16)
+        pixels[::2] -= pixels[1]
+        return pixels
+
+    def at(pixels: NDArray[np.int16], row: int, column: int) -> NDArray[np.int16]:
+        rows, columns = (size - 2 * MARGIN for size in pixels.shape[1:])
+        return pixels[:, MARGIN + row : MARGIN + row + rows, MARGIN + column : MARGIN + column + columns]
+
+    a = apart(known[0])
+    d = a if phase == "D" else apart(known[1])
+    places = {
+        "D": ((a, 0, 0), (a, 1, 1), (a, 0, 1), (a, 1, 0)),
+        "B": ((a, 0, 0), (a, 0, 1), (d, -1, 0), (d, 0, 0)),
+        "C": ((a, 0, 0), (a, 1, 0), (d, 0, -1), (d, 0, 0)),
+    }
+    first, second, third, fourth = (at(*place) for place in places[phase])
+    lows, highs = (np.minimum(first, second), np.minimum(third, fourth)), (np.maximum(first, second), np.maximum(third, fourth))
+    middle = np.maximum(*lows) + np.minimum(*highs)
+    return middle, np.maximum(*highs) - np.minimum(*lows)
+
+
+def with_rows(x: Array) -> Array:
+    """float32 [1, C, h + 2, w] of x [C, h, w], with zeros above and below."""
+    padded = np.zeros((1, x.shape[0], x.shape[1] + 2, x.shape[2]), np.float32)
+    padded[0, :, 1:-1] = x
+    return padded
 
 
 class LevelState:
@@ -414,93 +512,80 @@ class LevelState:
     ``see``; after the last, ``features``."""
 
     def __init__(self, networks: LosslessNetworks, name: str, a: Bytes, features: Floats | None) -> None:
-        self._run, self._name = networks.run, name
-        self._updated = [p for p in PHASES if f"graph.{name}.{p}.update" in networks.tensors]
-        self._margin = 3 + sum(f"decoder.{name}.blocks.{k}.conv.bias" in networks.tensors for k in range(99))
-        self._shape = rows, columns = a.shape[1:]
-        self._rows = max(1, STRIPE // columns)
-        self._tall = TALL * self._rows
-        self._known = {"a": self._padded(a)}
-        self._phase, self._colour = 0, 0
-        self._h, self._mean = Rows(rows, self._rows), np.empty((1, *a.shape), np.float32)
-        self._enter(a, features)
+        self._networks, self._run, self._name = networks, networks.run, name
+        self._rows = max(1, STRIPE // a.shape[2])
+        self._known = [self._padded(a)]
+        steps = a.astype(np.int16)
+        self._mean = halved(local_mean(steps), 2)  # quarters
+        coarse = 2 * (self._mean - halved(local_mean(self._mean), 4))
+        bands = np.concatenate([4 * steps - self._mean, self._mean - 4 * CENTRE, coarse])
+        bands = with_rows(bands.clip(-HIDDEN_GIVEN, HIDDEN_GIVEN))
+        seen = None if features is None else with_rows(features)
+        self._stripes = []
+        for top in range(0, a.shape[1], self._rows):
+            rows = slice(top, min(top + self._rows, a.shape[1]) + 2)
+            inputs = {"bands": np.ascontiguousarray(bands[:, :, rows])}
+            if seen is not None:
+                inputs["features"] = np.ascontiguousarray(seen[:, :, rows])
+            self._stripes += self._run(f"{name}.entry", inputs)
+        blocks = 0
+        while f"graph.{name}.blocks.{blocks}" in networks.tensors:
+            self._layer(f"{name}.blocks.{blocks}")
+            blocks += 1
         self._begin()
 
-    def _padded(self, x: Array) -> Array:
-        return np.pad(x, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), "edge")[None]
+    def _padded(self, x: Bytes) -> Bytes:
+        return np.pad(x, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), "edge")
+
+    def _layer(self, graph: str, more: Array | None = None) -> None:
+        """A residual layer over the state. more [1, C, h + 2, w]: channels that it sees beside."""
+        before, after = self._stripes, list[Array]()
+        zeros, top = np.zeros_like(before[0][:, :, :1]), 0
+        for number, h in enumerate(before):
+            above = before[number - 1][:, :, -1:] if number else zeros
+            below = before[number + 1][:, :, :1] if number + 1 < len(before) else zeros
+            inputs = {"h": h, "around": np.concatenate([above, h, below], 2)}
+            if more is not None:
+                inputs["more"] = np.ascontiguousarray(more[:, :, top : top + h.shape[2] + 2])
+            after += self._run(graph, inputs)
+            top += h.shape[2]
+        self._stripes = after
 
     def _begin(self) -> None:
-        rows, columns = self._shape
-        self._x = np.empty((3, rows, columns), np.uint8)  # colours in coding order
-        self._predictions = [np.empty((1, 3, rows, columns), np.int32) for _ in range(3)]
-        self._starts: list[list[Array]] = []
-
-    def _enter(self, a: Bytes, features: Floats | None) -> None:
-        rows = self._shape[0]
-        for top in range(0, rows, self._tall):
-            bottom = min(top + self._tall, rows)
-            first, last = max(top - self._margin, 0), min(bottom + self._margin, rows)
-            inputs: dict[str, Array] = {"a": np.ascontiguousarray(a[None, :, first:last])}
-            if features is not None:
-                inputs["features"] = np.ascontiguousarray(features[None, :, first:last])
-            h, mean = self._run(f"{self._name}.enter", inputs)
-            self._h.put(top, h[:, :, top - first : bottom - first])
-            self._mean[:, :, top:bottom] = mean[:, :, top - first : bottom - first]
+        if len(self._known) > len(PHASES):
+            return
+        phase = PHASES[len(self._known) - 1]
+        centre, spread = nearest(phase, self._known)
+        self._colours = Colours(
+            self._run,
+            f"{self._name}.{phase}",
+            self._stripes,
+            centre,
+            8 * 8,
+            LOGARITHMS[8 * spread][None],
+            np.concatenate(self._known)[None],
+        )
 
     def predict(self) -> Integers:
         """int32 [3, h, w] for the next colour: mean in eighths, scale index, shape."""
-        k, prediction = self._colour, self._predictions[self._colour]
-        graph = f"{self._name}.{PHASES[self._phase]}.{k}"
-        for number, h in enumerate(self._h.stripes):
-            top = number * self._rows
-            inside = np.s_[:, :, top : top + h.shape[2]]
-            inputs: dict[str, Array] = {"h": h}
-            if k == 0:
-                for name, known in self._known.items():
-                    inputs[name] = np.ascontiguousarray(known[:, :, top : top + h.shape[2] + 2 * MARGIN])
-                part, *start = self._run(graph, inputs)
-                self._starts.append(start)
-            else:
-                spread, centre_1, linear_1, centre_2, linear_2 = self._starts[number]
-                inputs["spread"] = spread
-                inputs["centre"], inputs["linear"] = (centre_1, linear_1) if k == 1 else (centre_2, linear_2)
-                inputs |= self._seen(inside, k)
-                (part,) = self._run(graph, inputs)
-            prediction[inside] = part
-        return prediction[0]
-
-    def _seen(self, inside: Any, colours: int) -> dict[str, Array]:
-        seen = {f"x.{k}": self._x[None, k : k + 1][inside] for k in range(colours)}
-        seen |= {f"prediction.{k}": self._predictions[k][inside] for k in range(colours)}
-        return {name: np.ascontiguousarray(part) for name, part in seen.items()}
+        return self._colours.predict()
 
     def see(self, x: Bytes) -> None:
         """The colour's samples [h, w]."""
-        self._x[self._colour] = x
-        self._colour += 1
-        if self._colour == 3:
-            phase = PHASES[self._phase]
-            if phase in self._updated:
-                self._update(phase)
-            picture = self._x[[CHANNEL_ORDER.index(c) for c in range(3)]]
-            self._known["adb"[len(self._known)] if len(self._known) < 3 else "c"] = self._padded(picture)
-            self._phase, self._colour = self._phase + 1, 0
-            self._begin()
-
-    def _update(self, phase: str) -> None:
-        rows, height = self._shape[0], self._tall
-        after = Rows(rows, self._rows)
-        for top in range(0, rows, height):
-            bottom = min(top + height, rows)
-            first, last = max(top - 1, 0), min(bottom + 1, rows)
-            inside = np.s_[:, :, first:last]
-            inputs = {"h": self._h.get(first, last), "mean": np.ascontiguousarray(self._mean[inside])}
-            (h,) = self._run(f"{self._name}.{phase}.update", inputs | self._seen(inside, 3))
-            after.put(top, h[:, :, top - first : bottom - first])
-        self._h = after
+        done = self._colours
+        done.see(x)
+        if done.colour < 3:
+            return
+        picture = done.x[[CHANNEL_ORDER.index(c) for c in range(3)]]
+        graph = f"{self._name}.{PHASES[len(self._known) - 1]}.update"
+        if f"graph.{graph}" in self._networks.tensors:
+            coarse = (4 * picture.astype(np.int16) - self._mean).clip(-HIDDEN_GIVEN, HIDDEN_GIVEN)
+            self._layer(graph, with_rows(np.concatenate([coarse, done.normal])))
+        self._known.append(self._padded(picture))
+        self._begin()
 
     def features(self) -> Floats:
         """What the next finer level takes, [F, 2 h, 2 w]."""
-        parts = [self._run(f"{self._name}.features", {"h": h})[0] for h in self._h.stripes]
+        parts = [self._run(f"{self._name}.features", {"h": h})[0] for h in self._stripes]
         features: Floats = np.concatenate(parts, 2)[0]
         return features

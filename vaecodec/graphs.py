@@ -31,12 +31,9 @@ from .exact import HIDDEN_MAX, STREAM_MAX, STREAM_UNIT, UNIT, Conv, ExactConv
 from . import lossless
 from .lossless import (
     CENTRE,
-    CHANNEL_ORDER,
     LATENT_MAX,
     LATENT_SCALES,
-    LOGARITHMS,
     PHASES,
-    SHAPES,
     Gauss,
     Head,
     Level,
@@ -199,19 +196,19 @@ def exact(
     conv: ExactConv,
     *,
     clip: bool = True,
-    padded: bool = True,
+    pads: Sequence[int] | None = None,
     unshuffled: int = 1,
     part: slice = EVERYTHING,
 ) -> str:
     """An exact layer, or some rows of it, from integers in steps of its input's unit to integers in steps of its
-    output's. Without ``clip``, the limits are left to what follows; without ``padded``, borders are not filled with
-    zeros.
+    output's. Without ``clip``, the limits are left to what follows. pads: zeros around the input, above, left, below
+    and right; by default as many as keep its size.
 
     x: the input, or parts of it with their channels. Parts are convolved on their own and added up, which copies
     less than joining them; fast kernels want channels in sixteens, too.
     """
     weight, bias = g.kernel(name, conv, unshuffled=unshuffled, part=part), f"{name}.bias"
-    pads = [conv.shape[2] // 2 if padded else 0] * 4
+    pads = [conv.shape[2] // 2] * 4 if pads is None else pads
     knots = has_knots(bias, g.tensors[bias])
     sums, first = "", 0
     for each, channels in [(x, conv.shape[1])] if isinstance(x, str) else x:
@@ -235,15 +232,10 @@ def finished(g: Graph, sums: str, scale: str, conv: ExactConv, clip: bool) -> st
 def stored_graphs(model: LossyModel | LosslessModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a weights file holds beside ``tensors``, uint8: "graph.NAME", an ONNX model, and "graphs", a JSON object
     that says which tensors each graph wants as initializers."""
-    shared = dict[str, Tensor]()
-    if isinstance(model, LossyModel):
-        graphs = lossy_graphs(model, tensors)
-    else:
-        shared[LOGARITHM_TABLE] = (LOGARITHMS / lossless.UNIT).to(torch.int16)
-        graphs = lossless_graphs(model, tensors | shared)
+    graphs = lossy_graphs(model, tensors) if isinstance(model, LossyModel) else lossless_graphs(model, tensors)
     parts = {f"graph.{name}": graph.build(name) for name, graph in graphs.items()}
     parts["graphs"] = json.dumps({name: graph.used() for name, graph in graphs.items()}).encode()
-    return shared | {name: torch.frombuffer(bytearray(part), dtype=torch.uint8) for name, part in parts.items()}
+    return {name: torch.frombuffer(bytearray(part), dtype=torch.uint8) for name, part in parts.items()}
 
 
 # The lossy codec
@@ -417,16 +409,12 @@ def integer_block(g: Graph, x: str, name: str, part: ExactBlock) -> str:
 
 # The lossless codec
 #
-# Activations are in steps of 1/32, what the last layers give in steps of 1/256, pixels are uint8. A prediction is
-# int32 [1, 3, h, w]: the mean in eighths, the scale index and the shape.
+# Only what has many channels is in these graphs; the arithmetic of single samples, in integers, is the engine's.
+# Activations are in steps of 1/32, what the last layers give in steps of 1/256. 3x3 layers want a row more above and
+# below, which the engine fills with neighbours or zeros, so that a picture can be taken in stripes.
 
 ACTIVATION_MAX = lossless.HIDDEN_MAX
-GIVEN_MAX = ACTIVATION_MAX + 1
 PIXEL = TensorProto.UINT8
-KNOWN = ("a", "d", "b")
-LOGARITHM_TABLE = "graphs.logarithms"
-MARGIN = 2
-"""Known pixels come with so many more on all sides; those at the border are repeated."""
 
 
 def lossless_graphs(model: LosslessModel, tensors: dict[str, Tensor]) -> dict[str, Graph]:
@@ -434,21 +422,22 @@ def lossless_graphs(model: LosslessModel, tensors: dict[str, Tensor]) -> dict[st
     graphs = vae_graphs(model.vae, tensors)
     for k, level in enumerate(model.levels):
         assert isinstance(level, Level)
-        name = f"levels.{k}"
-        graphs[f"{name}.enter"] = enter(level, f"decoder.{name}", Graph(tensors))
-        for known, phase in enumerate(PHASES, 1):
-            head = f"decoder.{name}.heads.{phase}"
-            graphs[f"{name}.{phase}.0"] = start(level.head(phase), head, phase, KNOWN[:known], Graph(tensors))
-            for colour in (1, 2):
-                graphs[f"{name}.{phase}.{colour}"] = later(level.head(phase), head, colour, Graph(tensors))
-            if phase in level.updates:
-                part = level.updates[phase]
-                assert isinstance(part, Residual)
-                graphs[f"{name}.{phase}.update"] = update(part, f"decoder.{name}.updates.{phase}", Graph(tensors))
+        name, stored = f"levels.{k}", f"decoder.levels.{k}"
+        graphs[f"{name}.entry"] = entry(level.entry, f"{stored}.entry", Graph(tensors))
+        for number, part in enumerate(level.blocks):
+            assert isinstance(part, Residual)
+            graphs[f"{name}.blocks.{number}"] = striped(part, f"{stored}.blocks.{number}", Graph(tensors))
+        for phase in PHASES:
+            for colour in range(3):
+                head = level.head(phase)
+                graphs[f"{name}.{phase}.{colour}"] = predict(head, f"{stored}.heads.{phase}", colour, Graph(tensors))
+        for phase, part in level.updates.items():
+            assert isinstance(part, Residual)
+            graphs[f"{name}.{phase}.update"] = striped(part, f"{stored}.updates.{phase}", Graph(tensors))
         if level.up is not None:
             g, channels = Graph(tensors), level.up.shape[0] // 4
             h = g.input("h", 1, level.up.shape[1], "h", "w")
-            up = exact(g, h, f"decoder.{name}.up", level.up)
+            up = exact(g, h, f"{stored}.up", level.up)
             g.output(g.shuffled(up, 2), "features", 1, channels, "H", "W")
             graphs[f"{name}.features"] = g
     return graphs
@@ -458,188 +447,63 @@ def act(g: Graph, x: str) -> str:
     return g.clip(x, 0, ACTIVATION_MAX)
 
 
-def residual(g: Graph, h: str, name: str, part: Residual, *more: str) -> str:
+def residual(g: Graph, h: str, name: str, part: Residual) -> str:
     """The layer's own limits change nothing: h is in 0..ACTIVATION_MAX, and so is what comes out."""
-    inputs = [(h, part.conv.shape[0])]
-    if more:
-        inputs.append((g.joined(*more), part.conv.shape[1] - part.conv.shape[0]))
-    return act(g, g.add("Add", h, exact(g, inputs, f"{name}.conv", part.conv, clip=False)))
+    return act(g, g.add("Add", h, exact(g, h, f"{name}.conv", part.conv, clip=False)))
 
 
-def local_mean(g: Graph, x: str, channels: int) -> str:
-    """16 times the binomial 3x3 mean."""
-    row = np.array([1, 2, 1], np.float32)
-    kernel = np.tile(np.outer(row, row), (channels, 1, 1, 1))
-    padded = g.add("Pad", x, np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64), mode="edge")
-    return g.add("Conv", padded, kernel, group=channels)
+def striped(part: Residual, name: str, g: Graph) -> Graph:
+    """A residual layer: h [1, width, h, w] and, with a row more above and below, ``around``, the same, and ``more``
+    channels, if there are any, to ``state`` [1, width, h, w]."""
+    width, inputs = part.conv.shape[:2]
+    h = g.input("h", 1, width, "h", "w")
+    parts = [(g.input("around", 1, width, "h + 2", "w"), width)]
+    if inputs > width:
+        parts.append((g.input("more", 1, inputs - width, "h + 2", "w"), inputs - width))
+    sums = exact(g, parts, f"{name}.conv", part.conv, clip=False, pads=[0, 1, 0, 1])
+    g.output(act(g, g.add("Add", h, sums)), "state", 1, width, "h", "w")
+    return g
 
 
-def enter(level: Level, name: str, g: Graph) -> Graph:
-    """a uint8 [1, 3, h, w] and, but for the coarsest level, features [1, F, h, w] of the coarser one to the state
-    [1, width, h, w] and the local mean [1, 3, h, w] in quarters."""
-    width, inputs = level.entry.shape[:2]
-    a = g.real(g.input("a", 1, 3, "h", "w", kind=PIXEL))
-    quarter = np.float32(0.25)
-    mean = g.add("Round", g.add("Mul", local_mean(g, a, 3), quarter))
-    second = g.add("Round", g.add("Mul", local_mean(g, mean, 3), quarter * quarter))
-    fine = g.add("Sub", g.add("Mul", a, np.float32(4)), mean)
-    coarse = g.add("Mul", g.add("Sub", mean, second), np.float32(2))
-    bands = [
-        g.clip(fine, -GIVEN_MAX, GIVEN_MAX),
-        g.add("Sub", mean, np.float32(4 * CENTRE)),
-        g.clip(coarse, -GIVEN_MAX, GIVEN_MAX),
-    ]
-    parts = [(g.joined(*bands), 9)]
+def entry(conv: ExactConv, name: str, g: Graph) -> Graph:
+    """bands [1, 9, h + 2, w] and, but for the coarsest level, features [1, F, h + 2, w] of the coarser one to the
+    state [1, width, h, w]."""
+    width, inputs = conv.shape[:2]
+    parts = [(g.input("bands", 1, 9, "h + 2", "w"), 9)]
     if inputs > 9:
-        parts.append((g.input("features", 1, inputs - 9, "h", "w"), inputs - 9))
-    h = exact(g, parts, f"{name}.entry", level.entry)
-    for k, block in enumerate(level.blocks):
-        assert isinstance(block, Residual)
-        h = residual(g, h, f"{name}.blocks.{k}", block)
-    g.output(h, "state", 1, width, "h", "w")
-    g.output(mean, "mean", 1, 3, "h", "w")
+        parts.append((g.input("features", 1, inputs - 9, "h + 2", "w"), inputs - 9))
+    g.output(exact(g, parts, name, conv, pads=[0, 1, 0, 1]), "state", 1, width, "h", "w")
     return g
 
 
-def logarithm(g: Graph, eighths: str) -> str:
-    """32 log2(1 + x) of x >= 0."""
-    return g.add("Gather", g.real(g.stored(LOGARITHM_TABLE)), g.add("Cast", eighths, to=INT), axis=0)
+def predict(head: Head, name: str, colour: int, g: Graph) -> Graph:
+    """What ``Head.colour`` computes first: ``out`` [1, 3 + filters + colour, h, w], not yet limited.
 
-
-def start(head: Head, name: str, phase: str, known: Sequence[str], g: Graph) -> Graph:
-    """A phase's first prediction, and what those of its other colours start from.
-
-    h [1, width, h, w]: the state; a, d, b: the known phases, uint8 [1, 3, h + 2 MARGIN, w + 2 MARGIN]. Gives
-    ``prediction``; ``spread`` [1, 3, h, w]; for colours 1 and 2 ``centre.K`` [1, 1, h, w] in halves, from green, and
-    ``linear.K`` [1, 1 + filters, h, w] in eighths.
+    h [1, width, h, w]: the state; spread [1, 3, h, w]; for colours 1 and 2 ``given`` [1, 3 colour, h, w]. Where there
+    are filters colour 0 wants the known phases too, uint8 [1, 3 known, h + 4, w + 4], repeated at the border, and gives
+    ``linear`` [1, 3 (1 + filters), h, w] in eighths for all colours.
     """
-    width = head.hidden.shape[1] - 3
-    h = g.input("h", 1, width, "h", "w")
-    pixels = [g.real(g.input(each, 1, 3, "h'", "w'", kind=PIXEL)) for each in known]
-    centred = g.add("Sub", g.joined(*pixels), np.float32(CENTRE))
-    base = exact(g, centred, f"{name}.base", head.base, padded=False)
-    centre, spread = nearest(g, phase, pixels)
-    spread = logarithm(g, g.add("Mul", spread, np.float32(8)))
-    centres = g.split(centre, [1, 1, 1])
-    linears = g.split(base, [1 + head.filters] * 3)
-    predict(g, head, name, 0, [(h, width), (spread, 3)], linears[0], centres[CHANNEL_ORDER[0]], [])
-    g.output(spread, "spread", 1, 3, "h", "w")
-    for k in (1, 2):
-        g.output(centres[CHANNEL_ORDER[k]], f"centre.{k}", 1, 1, "h", "w")
-        g.output(linears[k], f"linear.{k}", 1, 1 + head.filters, "h", "w")
-    return g
-
-
-def nearest(g: Graph, phase: str, known: list[str]) -> tuple[str, str]:
-    """See ``lossless.nearest``; the first is in halves."""
-    apart = []
-    for pixels in known[:2]:
-        red, green, blue = g.split(pixels, [1, 1, 1])
-        apart.append(g.joined(g.add("Sub", red, green), green, g.add("Sub", blue, green)))
-
-    def at(pixels: str, row: int, column: int) -> str:
-        starts, ends = np.array([[MARGIN], [-MARGIN]], np.int64) + np.array([row, column])
-        return g.add("Slice", pixels, starts, ends, np.array([2, 3], np.int64))
-
-    a = apart[0]
-    places = {
-        "D": [(a, 0, 0), (a, 1, 1), (a, 0, 1), (a, 1, 0)],
-        "B": [(a, 0, 0), (a, 0, 1), (apart[-1], -1, 0), (apart[-1], 0, 0)],
-        "C": [(a, 0, 0), (a, 1, 0), (apart[-1], 0, -1), (apart[-1], 0, 0)],
-    }
-    four = [at(*place) for place in places[phase]]
-    lows, highs = ([g.add(each, *four[:2]), g.add(each, *four[2:])] for each in ("Min", "Max"))
-    middle = g.add("Add", g.add("Max", *lows), g.add("Min", *highs))
-    return middle, g.add("Sub", g.add("Max", *highs), g.add("Min", *lows))
-
-
-def later(head: Head, name: str, colour: int, g: Graph) -> Graph:
-    """Colour 1 or 2 of a phase: from h, ``spread``, ``centre`` and ``linear`` (see ``start``) and, for each earlier
-    colour K, its samples x.K uint8 [1, 1, h, w] and its prediction.K, to the prediction."""
-    width = head.hidden.shape[1] - 3
-    h = [(g.input("h", 1, width, "h", "w"), width), (g.input("spread", 1, 3, "h", "w"), 3)]
-    centre = g.input("centre", 1, 1, "h", "w")
-    linear = g.input("linear", 1, 1 + head.filters, "h", "w")
-    seen = [given(g, k) for k in range(colour)]
-    green = g.add("Mul", seen[0].x, np.float32(2))
-    predict(g, head, name, colour, h, linear, g.add("Add", centre, green), seen)
-    return g
-
-
-class Seen:
-    """A colour that is known: samples x, residual in eighths, residual in scales as an activation."""
-
-    def __init__(self, x: str, residual: str, normal: str) -> None:
-        self.x, self.residual, self.normal = x, residual, normal
-
-
-def given(g: Graph, k: int) -> Seen:
-    x = g.real(g.input(f"x.{k}", 1, 1, "h", "w", kind=PIXEL))
-    mean, index, _ = g.split(g.input(f"prediction.{k}", 1, 3, "h", "w", kind=INT), [1, 1, 1])
-    residual = g.add("Sub", g.add("Mul", x, np.float32(8)), g.real(mean))
-    # Residual in eighths times inverse scale in 256ths, in steps of 1/32.
-    inverse = (0.5 / lossless.scale_of(torch.arange(lossless.SCALES).float()) * 256).round() / 64
-    normal = g.add("Round", g.add("Mul", residual, g.add("Gather", inverse.numpy(), index, axis=0)))
-    limit = 8 / lossless.UNIT
-    return Seen(x, residual, g.clip(normal, -limit, limit))
-
-
-def predict(
-    g: Graph, head: Head, name: str, k: int, inputs: Parts, linear: str | None, centre: str, seen: list[Seen]
-) -> None:
-    """``Head.colour``; centre in halves."""
-    part = slice(k * head.hidden.shape[0] // 3, (k + 1) * head.hidden.shape[0] // 3)
-    # Of the layer's limits, twice GIVEN_MAX, nothing is left after act.
+    spread = 3 if head.filters else 0
+    width = head.hidden.shape[1] - spread
+    inputs = [(g.input("h", 1, width, "h", "w"), width)]
+    if spread:
+        inputs.append((g.input("spread", 1, spread, "h", "w"), spread))
+    rows = head.hidden.shape[0] // 3
+    # Of the layer's limits, at least as wide as what is added and the range of activations, nothing is left after act.
+    part = slice(colour * rows, (colour + 1) * rows)
     hidden = exact(g, inputs, f"{name}.hidden", head.hidden, clip=False, part=part)
-    if seen:
-        half, limit = np.float32(0.5), GIVEN_MAX
-        parts = []
-        for each in seen:
-            coarse = g.clip(g.add("Round", g.add("Mul", each.residual, half)), -limit, limit)
-            parts += [coarse, each.normal, logarithm(g, g.add("Abs", each.residual))]
-        layer = head.given[k - 1]
-        assert isinstance(layer, ExactConv)
-        hidden = g.add("Add", hidden, exact(g, g.joined(*parts), f"{name}.given.{k - 1}", layer))
-    layer = head.out[k]
-    assert isinstance(layer, ExactConv)
-    out = g.clip(exact(g, act(g, hidden), f"{name}.out.{k}", layer, clip=False), -16 * 256, 16 * 256)
-    # Each output in its own steps: the mean in 2048ths, index, shape, gates and shares in 256ths.
-    filters, shares = head.filters, len(seen)
-    factor = [8 * head.span, 1 / 64, 1 / 128] + [1 / 8] * filters + [1 / 2] * shares
-    offset, most = [0, 16, 1] + [0] * (filters + shares), 2 * 256
-    low = [-(2**24), 0, 0] + [-most] * (filters + shares)
-    high = [2**24, lossless.SCALES - 1, SHAPES - 1] + [most] * (filters + shares)
-    factors, offsets, lows, highs = (
-        np.array(each, np.float32).reshape(1, -1, 1, 1) for each in (factor, offset, low, high)
-    )
-    out = g.add("Round", g.add("Add", g.add("Mul", out, factors), offsets))
-    out = g.add("Min", g.add("Max", out, lows), highs)
-    sizes = [1, 2, *([filters] if filters else []), *([1] * shares)]
-    correction, ids, *rest = g.split(out, sizes)
-    mean = g.add("Add", g.add("Mul", centre, np.float32(1024)), correction)
-    if linear is not None:
-        first, gated = g.split(linear, [1, filters])
-        mean = g.add("Add", mean, g.add("Mul", first, np.float32(256)))
-        products = g.add("Mul", gated, rest.pop(0))
-        mean = g.add("Add", mean, g.add("ReduceSum", products, np.array([1], np.int64)))
-    for each, share in zip(seen, rest, strict=True):
-        mean = g.add("Add", mean, g.add("Mul", each.residual, share))
-    mean = g.clip(g.add("Round", g.add("Mul", mean, np.float32(1 / 256))), 0, 255 * 8)
-    g.output(g.joined(mean, ids), "prediction", 1, 3, "h", "w", kind=INT)
-
-
-def update(part: Residual, name: str, g: Graph) -> Graph:
-    """The state h [1, width, h, w] after a phase, ``state``, from its samples x.K and prediction.K, in coding order,
-    and the local mean [1, 3, h, w] in quarters."""
-    width = part.conv.shape[0]
-    h = g.input("h", 1, width, "h", "w")
-    seen = [given(g, k) for k in range(3)]
-    means = g.split(g.input("mean", 1, 3, "h", "w"), [1, 1, 1])
-    difference = [
-        g.add("Sub", g.add("Mul", seen[CHANNEL_ORDER.index(c)].x, np.float32(4)), means[c]) for c in range(3)
-    ]
-    coarse = g.clip(g.joined(*difference), -GIVEN_MAX, GIVEN_MAX)
-    g.output(residual(g, h, name, part, coarse, *(each.normal for each in seen)), "state", 1, width, "h", "w")
+    if colour:
+        given = g.input("given", 1, 3 * colour, "h", "w")
+        more = exact(g, given, f"{name}.given.{colour - 1}", layer(head.given[colour - 1]))
+        hidden = g.add("Add", hidden, more)
+    out = layer(head.out[colour])
+    values = exact(g, act(g, hidden), f"{name}.out.{colour}", out, clip=False)
+    g.output(values, "out", 1, out.shape[0], "h", "w")
+    if head.filters and colour == 0:
+        known = g.real(g.input("known", 1, head.base.shape[1], "h + 4", "w + 4", kind=PIXEL))
+        centred = g.add("Sub", known, np.float32(CENTRE))
+        linear = exact(g, centred, f"{name}.base", head.base, pads=[0, 0, 0, 0])
+        g.output(linear, "linear", 1, head.base.shape[0], "h", "w")
     return g
 
 
@@ -653,20 +517,11 @@ def vae_graphs(vae: Vae, tensors: dict[str, Tensor]) -> dict[str, Graph]:
         graphs[f"posterior.{k}"] = posterior(vae, k, Graph(tensors))
         graphs[f"descend.{k}"] = descend(vae, k, Graph(tensors))
     g, width, name = Graph(tensors), vae.last.conv.shape[0], "decoder.vae"
-    h = residual(g, g.input("above", 1, width, "h", "w"), f"{name}.last", vae.last)
-    linear = g.input("linear", 1, 3, "h", "w")
-    centre = g.add("Add", linear, np.float32(2 * CENTRE))  # halves: 2 * (128 + 128 * linear / 256)
-    centres = g.split(centre, [1, 1, 1])
-    predict(g, vae.head, f"{name}.head", 0, h, None, centres[CHANNEL_ORDER[0]], [])
-    g.output(h, "h", 1, width, "h", "w")
-    for k in (1, 2):
-        g.output(centres[CHANNEL_ORDER[k]], f"centre.{k}", 1, 1, "h", "w")
-    graphs["likelihood.0"] = g
-    for k in (1, 2):
-        g = Graph(tensors)
-        inputs, centre = g.input("h", 1, width, "h", "w"), g.input("centre", 1, 1, "h", "w")
-        predict(g, vae.head, f"{name}.head", k, inputs, None, centre, [given(g, j) for j in range(k)])
-        graphs[f"likelihood.{k}"] = g
+    above = g.input("above", 1, width, "h", "w")
+    g.output(residual(g, above, f"{name}.last", vae.last), "h", 1, width, "h", "w")
+    graphs["last"] = g
+    for colour in range(3):
+        graphs[f"likelihood.{colour}"] = predict(vae.head, f"{name}.head", colour, Graph(tensors))
     return graphs
 
 
