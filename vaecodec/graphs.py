@@ -74,6 +74,7 @@ class Graph:
         self.initializers: dict[str, Any] = {}
         self.inputs: dict[str, Any] = {}
         self.outputs: list[Any] = []
+        self.shapes: list[Any] = []
 
     def input(self, name: str, *shape: Dimension, kind: int = FLOAT) -> str:
         self.inputs[name] = helper.make_tensor_value_info(name, kind, shape)
@@ -165,7 +166,12 @@ class Graph:
 
     def build(self, name: str) -> bytes:
         graph = helper.make_graph(
-            self.nodes, name, list(self.inputs.values()), self.outputs, list(self.initializers.values())
+            self.nodes,
+            name,
+            list(self.inputs.values()),
+            self.outputs,
+            list(self.initializers.values()),
+            value_info=self.shapes,
         )
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="vaecodec")
@@ -205,7 +211,8 @@ def exact(
     and right; by default as many as keep its size.
 
     x: the input, or parts of it with their channels. Parts are convolved on their own and added up, which copies
-    less than joining them; fast kernels want channels in sixteens, too.
+    less than joining them; fast kernels want channels in sixteens, too, and where they are told that two sums have one
+    shape they add the second to the first as they compute it.
     """
     weight, bias = g.kernel(name, conv, unshuffled=unshuffled, part=part), f"{name}.bias"
     pads = [conv.shape[2] // 2] * 4 if pads is None else pads
@@ -218,6 +225,8 @@ def exact(
             kernel = g.add("Slice", weight, *(np.array(values, np.int64) for values in (starts, ends, axes)))
         inputs = [each, kernel] if knots or first else [each, kernel, g.row(bias, part)]
         partial = g.add("Conv", *inputs, pads=pads)
+        if not isinstance(x, str):
+            g.shapes.append(helper.make_tensor_value_info(partial, FLOAT, [1, None, f"{name} h", f"{name} w"]))
         sums, first = g.add("Add", sums, partial) if first else partial, first + channels
     if knots:
         sums = g.add("Add", sums, g.at_quality(bias))
