@@ -7,15 +7,18 @@ may be used from several threads, and pickled: whoever receives it opens the fil
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import threading
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -28,7 +31,7 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
-Run = Callable[[str, dict[str, Array]], list[Array]]
+Result = TypeVar("Result")
 
 QUALITY_MAX = 10000
 STREAM_MAX = 2047
@@ -59,7 +62,7 @@ class WeightsError(VaeError):
 class Sessions:
     """A weights file and the sessions of its graphs, opened when they are first needed.
 
-    threads: of a session, within an operator. Raises WeightsError if the file is missing or damaged.
+    threads: of a session, within an operator. Raises WeightsError if the file is missing or damaged, or has no graphs.
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
@@ -67,12 +70,16 @@ class Sessions:
         self.tensors, self.metadata = read(self.path)
         self.config: dict[str, Any] = json.loads(self.metadata["config"])
         self.initializers: dict[str, list[str]] = json.loads(self.tensors["graphs"].tobytes())
-        self._lock = threading.Lock()
-        self._process = os.getpid()
-        self._open: OrderedDict[tuple[str, int | None, bool], Any] = OrderedDict()
+        self._intra_op = threads
+        self._forget()
+        _all.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.threads)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._open: OrderedDict[tuple[str, int | None, bool], Any] = OrderedDict()
 
     def run(
         self, graph: str, inputs: dict[str, Array], *, quality: int | None = None, careful: bool = False
@@ -84,15 +91,10 @@ class Sessions:
     def session(self, graph: str, quality: int | None = None, careful: bool = False) -> Any:
         key = graph, quality, careful
         with self._lock:
-            if self._process != os.getpid():
-                # A child of fork has none of the threads that sessions wait for, not even to close them.
-                _abandoned.append(self._open)
-                self._open, self._process = OrderedDict(), os.getpid()
             session = self._open.get(key)
             if session is None:
                 session = self._open[key] = self._opened(graph, quality, careful)
-                mine = [other for other in self._open if other[0] == graph]
-                for other in mine[:-KEPT]:
+                for other in [other for other in self._open if other[0] == graph][:-KEPT]:
                     del self._open[other]
             self._open.move_to_end(key)
             return session
@@ -100,7 +102,8 @@ class Sessions:
     def _opened(self, graph: str, quality: int | None, careful: bool) -> Any:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = self.threads
+        options.enable_cpu_mem_arena = False  # it would keep what the largest picture took
+        options.intra_op_num_threads = self._intra_op
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if careful:
             options.add_session_config_entry("session.x64quantprecision", "1")
@@ -121,7 +124,19 @@ class Sessions:
         return {name: at(self.tensors[name], quality).astype(np.float32)[:, :, None, None] for name in names}
 
 
+_all: weakref.WeakSet[Sessions] = weakref.WeakSet()
 _abandoned: list[Any] = []
+
+
+def _forget_all() -> None:
+    """A child of fork has none of the threads that its sessions wait for, not even to close them."""
+    for each in list(_all):
+        _abandoned.append(vars(each).copy())
+        each._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def has_knots(name: str, tensor: Array) -> bool:
@@ -162,9 +177,11 @@ def at(knots: Array, quality: int) -> Array:
     right, part = min(left + 1, len(knots) - 1), position - left * QUALITY_MAX
     if knots.dtype.kind == "i":
         total = knots[left].astype(np.int64) * (QUALITY_MAX - part) + knots[right].astype(np.int64) * part
-        return ((total + QUALITY_MAX // 2) // QUALITY_MAX).astype(knots.dtype)[None]
+        between: Array = ((total + QUALITY_MAX // 2) // QUALITY_MAX).astype(knots.dtype)
+        return between[None]
     first, second = knots[left].astype(np.float32), knots[right].astype(np.float32)
-    return (first + np.float32(part / QUALITY_MAX) * (second - first))[None]
+    between = first + np.float32(part / QUALITY_MAX) * (second - first)
+    return between[None]
 
 
 class Answer:
@@ -204,15 +221,19 @@ class LossyNetworks(Sessions):
         inverse = at(self.tensors["decoder.inverse"], quality).astype(np.float32) * np.float32(2.0**-GAIN_BITS)
         gain = np.exp(at(self.tensors["encoder.log_ratio"], quality)) / inverse
         inputs = {"x": x[None], "gain": gain[:, :, None, None], **self.knots("analysis", quality)}
-        return self.run("analysis", inputs)[0][0]
+        y: Floats = self.run("analysis", inputs)[0][0]
+        return y
 
     def hyper_analyse(self, y: Floats, quality: int) -> Floats:
         """h_a: y [M, h, w] in steps of the quantiser, h and w multiples of 4, to z [C_z, h / 4, w / 4]."""
-        return self.run("hyper_analysis", {"y": y[None], **self.knots("hyper_analysis", quality)})[0][0]
+        z: Floats = self.run("hyper_analysis", {"y": y[None], **self.knots("hyper_analysis", quality)})[0][0]
+        return z
 
     def features(self, z: Integers, quality: int) -> Floats:
         """h_s: z_hat [C_z, h, w] in steps of 1/16 to the features [hyper, 4 h, 4 w] that ``context`` takes."""
-        return self.run("hyper_synthesis", {"z": z[None], **self.knots("hyper_synthesis", quality)})[0][0]
+        inputs = {"z": z[None], **self.knots("hyper_synthesis", quality)}
+        features: Floats = self.run("hyper_synthesis", inputs)[0][0]
+        return features
 
     def context(self, step: int, features: Floats, y_hat: Integers, quality: int) -> tuple[Integers, Integers]:
         """One context step: features [hyper, h, w] and y_hat [M, h, w] in steps of 2**-unit_bits to means, in the same
@@ -226,17 +247,21 @@ class LossyNetworks(Sessions):
         """g_s: stream [M, h, w] in steps of 1/128 to x_hat [3, 16 h, 16 w] in sixteenths of a grey level, not clamped
         to its range."""
         graph, careful = KERNELS[self.kernel]
-        if graph != "synthesis":
-            inputs = {"stream": stream[None], **self.knots(graph, quality)}
-            return self.run(graph, inputs)[0][0]
-        return self.run(graph, {"stream": stream[None]}, quality=quality, careful=careful)[0][0]
+        inputs: dict[str, Array] = {"stream": stream[None]}
+        x_hat: Integers
+        if graph == "synthesis":
+            (x_hat,) = self.run(graph, inputs, quality=quality, careful=careful)[0]
+        else:
+            (x_hat,) = self.run(graph, inputs | self.knots(graph, quality))[0]
+        return x_hat
 
     def stream(self, y_hat: Array, quality: int) -> NDArray[np.int16]:
         """What ``synthesise`` takes for decoded latents [M, h, w] in steps of 2**-unit_bits."""
         gain = at(self.tensors["decoder.inverse"], quality)[0].astype(np.int64)[:, None, None]
         shift = GAIN_BITS + self.unit_bits - STREAM_BITS
         steps = (y_hat.astype(np.int64) * gain + (1 << shift - 1)) >> shift
-        return steps.clip(-STREAM_MAX, STREAM_MAX).astype(np.int16)
+        stream: NDArray[np.int16] = steps.clip(-STREAM_MAX, STREAM_MAX).astype(np.int16)
+        return stream
 
     def known_answer(self) -> int:
         """CRC-32 of what the exact networks answer to fixed inputs, as ``weights.Lossy.known_answer``."""
@@ -256,7 +281,7 @@ class LossyNetworks(Sessions):
 PHASES = "DBC"
 CHANNEL_ORDER = (1, 0, 2)
 CENTRE = 128
-HIDDEN_GIVEN = 512
+GIVEN_MAX = 512
 LATENT_SCALES = 48
 PIXEL_SCALES, PIXEL_SHAPES = 40, 3
 SCALE_MIN, SCALE_MAX = 0.07, 40.0
@@ -289,9 +314,18 @@ class LosslessNetworks(Sessions):
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         super().__init__(path, threads)
+        self._intra_op = 1  # stripes are shared out among threads, which waits less than sharing out operators
         self.groups = len(self.config["latents"])
         if f"{self.known_answer():08x}" != self.metadata["self_test"]:
             raise WeightsError(f"{self.path.name} fails its self-test in ONNX Runtime {onnxruntime.__version__}")
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+
+    def each(self, f: Callable[[int], Result], count: int) -> list[Result]:
+        """f of 0..count - 1, on as many threads as there are to be."""
+        return list(map(f, range(count)) if self._pool is None else self._pool.map(f, range(count)))
 
     def inference(self, x: Bytes) -> list[Floats]:
         """Features of the coarsest picture x [3, 8 h, 8 w] (for three groups of latents), finest first."""
@@ -310,7 +344,7 @@ class LosslessNetworks(Sessions):
 
     def posterior(self, g: int, above: Above | None, features: Floats, x: Bytes) -> tuple[Integers, Integers]:
         """Mean and scale index of q(z_g | coarser latents, x), as those of ``prior``."""
-        inputs = {"features": features[None], "x": x[None]}
+        inputs: dict[str, Array] = {"features": features[None], "x": x[None]}
         if above is not None:
             inputs["above"] = above.h[None]
         mean, index = self.run(f"posterior.{g}", inputs)
@@ -326,7 +360,7 @@ class LosslessNetworks(Sessions):
         """p(x | latents) of the coarsest picture."""
         h = self.run("last", {"above": above.h[None]})[0][:, :, :rows, :columns]
         centre = (above.linear[:, :rows, :columns] + np.float32(2 * CENTRE)).astype(np.int16)
-        return Colours(self.run, "likelihood", [np.ascontiguousarray(h)], centre, 8 * 64)
+        return Colours(self, "likelihood", [np.ascontiguousarray(h)], centre, 8 * 64)
 
     def level(self, depth: int, a: Bytes, features: Floats | None) -> LevelState:
         """p(D, B, C | A) of the level ``depth``, 0 for the coarsest. a [3, h, w]; features [F, h, w]: of the coarser
@@ -346,7 +380,7 @@ class LosslessNetworks(Sessions):
                 mean, index = self.posterior(g, above, features[g], x)
                 for part in (*self.prior(g, above, *mean.shape[1:]), mean, index):
                     answer.add(part)
-                z = mean + scrambled(*mean.shape, spread)
+                z = mean + scrambled(len(mean), *mean.shape[1:], spread)
                 above = self.descend(g, above, np.rint(z / 4).astype(np.int32))
             assert above is not None
             self._answer(answer, self.likelihood(above, *x.shape[1:]), x)
@@ -376,13 +410,14 @@ class LosslessNetworks(Sessions):
 class Colours:
     """The colours of a phase, one after the other: ``predict``, then ``see``.
 
-    stripes: of the state, [1, width, rows, w]; centre int16 [3, h, w]: where means start, in halves, red and blue, if
-    there is a ``spread``, less green; span: what 1 of an output means, in 8ths of a grey level; known: uint8 [1, C, h + 4, w + 4]
+    stripes: the state, [1, width, rows, w] each; centre: where means start, in halves, int16 [3, h, w], of red and blue
+    less green if there are known pixels; span: the mean's change, in 2048ths, for an output's 256th; spread: how far
+    known pixels lie apart, an activation [1, 3, h, w]; known: these pixels, uint8 [1, 3 phases, h + 4, w + 4].
     """
 
     def __init__(
         self,
-        run: Run,
+        networks: LosslessNetworks,
         graph: str,
         stripes: list[Array],
         centre: NDArray[np.int16],
@@ -390,11 +425,12 @@ class Colours:
         spread: Array | None = None,
         known: Array | None = None,
     ) -> None:
-        self._run, self._graph, self._stripes, self._span = run, graph, stripes, span
+        self._networks, self._graph, self._stripes, self._span = networks, graph, stripes, span
         self._centre, self._spread, self._known = centre, spread, known
         rows, columns = centre.shape[1:]
+        self._tops = tops_of(stripes)
         self._given = np.empty((1, 6, rows, columns), np.float32)
-        self._linear: list[Array] = []
+        self._linear: list[Array | None] = [None] * len(stripes)
         self._residuals: list[Array] = []
         self._prediction = np.empty((3, rows, columns), np.int32)
         self.colour = 0
@@ -404,23 +440,24 @@ class Colours:
 
     def predict(self) -> Integers:
         """int32 [3, h, w] for the next colour, green, red or blue: mean in eighths, scale index, shape."""
-        k, top = self.colour, 0
         self._prediction = np.empty_like(self._prediction)
-        for number, h in enumerate(self._stripes):
-            rows = slice(top, top + h.shape[2])
-            inputs = {"h": h}
-            if self._spread is not None:
-                inputs["spread"] = np.ascontiguousarray(self._spread[:, :, rows])
-            if k:
-                inputs["given"] = np.ascontiguousarray(self._given[:, : 3 * k, rows])
-            elif self._known is not None:
-                inputs["known"] = np.ascontiguousarray(self._known[:, :, top : rows.stop + 2 * MARGIN])
-            out, *linear = self._run(f"{self._graph}.{k}", inputs)
-            if linear:
-                self._linear.append(linear[0][0])
-            self._finish(out[0], rows, self._linear[number] if self._linear else None)
-            top = rows.stop
+        self._networks.each(self._predict, len(self._stripes))
         return self._prediction
+
+    def _predict(self, stripe: int) -> None:
+        k, h, top = self.colour, self._stripes[stripe], self._tops[stripe]
+        rows = slice(top, top + h.shape[2])
+        inputs = {"h": h}
+        if self._spread is not None:
+            inputs["spread"] = np.ascontiguousarray(self._spread[:, :, rows])
+        if k:
+            inputs["given"] = np.ascontiguousarray(self._given[:, : 3 * k, rows])
+        elif self._known is not None:
+            inputs["known"] = np.ascontiguousarray(self._known[:, :, top : rows.stop + 2 * MARGIN])
+        out, *linear = self._networks.run(f"{self._graph}.{k}", inputs)
+        if linear:
+            self._linear[stripe] = linear[0][0]
+        self._finish(out[0], rows, self._linear[stripe])
 
     def _finish(self, out: Array, rows: slice, linear: Array | None) -> None:
         """Rows of the prediction from the networks' outputs [C, h, w] in steps of 1/256. All sums are of 2048ths."""
@@ -456,15 +493,21 @@ class Colours:
         self.normal[k] = np.rint(residual * INVERSES[index]).clip(-256, 256)
         if k < 2:
             given = self._given[0, 3 * k :]
-            given[0] = halved(residual, 1).clip(-HIDDEN_GIVEN, HIDDEN_GIVEN)
+            given[0] = halved(residual, 1).clip(-GIVEN_MAX, GIVEN_MAX)
             given[1], given[2] = self.normal[k], LOGARITHMS[abs(residual)]
         self._residuals.append(residual)
         self.colour += 1
 
 
+def tops_of(stripes: list[Array]) -> list[int]:
+    """The row where each begins."""
+    return [0, *itertools.accumulate(stripe.shape[2] for stripe in stripes)]
+
+
 def halved(x: Array, times: int) -> Array:
     """Integers divided by 2**times, rounded half to even."""
-    return x + ((1 << times - 1) - 1) + (x >> times & 1) >> times
+    half: Array = x + ((1 << times - 1) - 1) + (x >> times & 1) >> times
+    return half
 
 
 def local_mean(x: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -478,8 +521,8 @@ def local_mean(x: NDArray[np.int16]) -> NDArray[np.int16]:
 def nearest(phase: str, known: list[Bytes]) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
     """See ``lossless.nearest``: int16 [3, h, w] both, the first in halves. known: uint8 with MARGIN."""
 
-    def apart(padded: Bytes) -> NDArray[np.int16]:
-        pixels = padded.astype(np.int16)
+    def apart(pixels_8: Bytes) -> NDArray[np.int16]:
+        pixels = pixels_8.astype(np.int16)
         pixels[::2] -= pixels[1]
         return pixels
 
@@ -495,9 +538,14 @@ def nearest(phase: str, known: list[Bytes]) -> tuple[NDArray[np.int16], NDArray[
         "C": ((a, 0, 0), (a, 1, 0), (d, 0, -1), (d, 0, 0)),
     }
     first, second, third, fourth = (at(*place) for place in places[phase])
-    lows, highs = (np.minimum(first, second), np.minimum(third, fourth)), (np.maximum(first, second), np.maximum(third, fourth))
+    lows = np.minimum(first, second), np.minimum(third, fourth)
+    highs = np.maximum(first, second), np.maximum(third, fourth)
     middle = np.maximum(*lows) + np.minimum(*highs)
     return middle, np.maximum(*highs) - np.minimum(*lows)
+
+
+def padded(x: Bytes) -> Bytes:
+    return np.pad(x, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), "edge")
 
 
 def with_rows(x: Array) -> Array:
@@ -512,44 +560,45 @@ class LevelState:
     ``see``; after the last, ``features``."""
 
     def __init__(self, networks: LosslessNetworks, name: str, a: Bytes, features: Floats | None) -> None:
-        self._networks, self._run, self._name = networks, networks.run, name
-        self._rows = max(1, STRIPE // a.shape[2])
-        self._known = [self._padded(a)]
+        self._networks, self._name = networks, name
+        self._known = [padded(a)]
         steps = a.astype(np.int16)
         self._mean = halved(local_mean(steps), 2)  # quarters
         coarse = 2 * (self._mean - halved(local_mean(self._mean), 4))
         bands = np.concatenate([4 * steps - self._mean, self._mean - 4 * CENTRE, coarse])
-        bands = with_rows(bands.clip(-HIDDEN_GIVEN, HIDDEN_GIVEN))
-        seen = None if features is None else with_rows(features)
-        self._stripes = []
-        for top in range(0, a.shape[1], self._rows):
-            rows = slice(top, min(top + self._rows, a.shape[1]) + 2)
-            inputs = {"bands": np.ascontiguousarray(bands[:, :, rows])}
-            if seen is not None:
-                inputs["features"] = np.ascontiguousarray(seen[:, :, rows])
-            self._stripes += self._run(f"{name}.entry", inputs)
-        blocks = 0
-        while f"graph.{name}.blocks.{blocks}" in networks.tensors:
-            self._layer(f"{name}.blocks.{blocks}")
-            blocks += 1
-        self._begin()
+        whole = {"bands": with_rows(bands.clip(-GIVEN_MAX, GIVEN_MAX))}
+        if features is not None:
+            whole["features"] = with_rows(features)
+        height = max(1, STRIPE // a.shape[2])
 
-    def _padded(self, x: Bytes) -> Bytes:
-        return np.pad(x, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), "edge")
+        def enter(stripe: int) -> Array:
+            rows = slice(stripe * height, min((stripe + 1) * height, a.shape[1]) + 2)
+            inputs = {key: np.ascontiguousarray(part[:, :, rows]) for key, part in whole.items()}
+            return networks.run(f"{name}.entry", inputs)[0]
+
+        self._stripes = networks.each(enter, -(-a.shape[1] // height))
+        self._tops = tops_of(self._stripes)
+        block = 0
+        while f"{name}.blocks.{block}" in networks.initializers:
+            self._layer(f"{name}.blocks.{block}")
+            block += 1
+        self._begin()
 
     def _layer(self, graph: str, more: Array | None = None) -> None:
         """A residual layer over the state. more [1, C, h + 2, w]: channels that it sees beside."""
-        before, after = self._stripes, list[Array]()
-        zeros, top = np.zeros_like(before[0][:, :, :1]), 0
-        for number, h in enumerate(before):
-            above = before[number - 1][:, :, -1:] if number else zeros
-            below = before[number + 1][:, :, :1] if number + 1 < len(before) else zeros
+        before, top = self._stripes, self._tops
+        zeros = np.zeros_like(before[0][:, :, :1])
+
+        def layer(stripe: int) -> Array:
+            h = before[stripe]
+            above = before[stripe - 1][:, :, -1:] if stripe else zeros
+            below = before[stripe + 1][:, :, :1] if stripe + 1 < len(before) else zeros
             inputs = {"h": h, "around": np.concatenate([above, h, below], 2)}
             if more is not None:
-                inputs["more"] = np.ascontiguousarray(more[:, :, top : top + h.shape[2] + 2])
-            after += self._run(graph, inputs)
-            top += h.shape[2]
-        self._stripes = after
+                inputs["more"] = np.ascontiguousarray(more[:, :, top[stripe] : top[stripe] + h.shape[2] + 2])
+            return self._networks.run(graph, inputs)[0]
+
+        self._stripes = self._networks.each(layer, len(before))
 
     def _begin(self) -> None:
         if len(self._known) > len(PHASES):
@@ -557,7 +606,7 @@ class LevelState:
         phase = PHASES[len(self._known) - 1]
         centre, spread = nearest(phase, self._known)
         self._colours = Colours(
-            self._run,
+            self._networks,
             f"{self._name}.{phase}",
             self._stripes,
             centre,
@@ -578,14 +627,15 @@ class LevelState:
             return
         picture = done.x[[CHANNEL_ORDER.index(c) for c in range(3)]]
         graph = f"{self._name}.{PHASES[len(self._known) - 1]}.update"
-        if f"graph.{graph}" in self._networks.tensors:
-            coarse = (4 * picture.astype(np.int16) - self._mean).clip(-HIDDEN_GIVEN, HIDDEN_GIVEN)
+        if graph in self._networks.initializers:
+            coarse = (4 * picture.astype(np.int16) - self._mean).clip(-GIVEN_MAX, GIVEN_MAX)
             self._layer(graph, with_rows(np.concatenate([coarse, done.normal])))
-        self._known.append(self._padded(picture))
+        self._known.append(padded(picture))
         self._begin()
 
     def features(self) -> Floats:
         """What the next finer level takes, [F, 2 h, 2 w]."""
-        parts = [self._run(f"{self._name}.features", {"h": h})[0] for h in self._stripes]
+        graph = f"{self._name}.features"
+        parts = self._networks.each(lambda k: self._networks.run(graph, {"h": self._stripes[k]})[0], len(self._stripes))
         features: Floats = np.concatenate(parts, 2)[0]
         return features

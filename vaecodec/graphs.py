@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from .exact import HIDDEN_MAX, STREAM_MAX, STREAM_UNIT, UNIT, Conv, ExactConv
 from . import lossless
+from .exact import HIDDEN_MAX, STREAM_MAX, STREAM_UNIT, UNIT, Conv, ExactConv
 from .lossless import (
     CENTRE,
     LATENT_MAX,
@@ -51,9 +53,11 @@ from .model import (
     STEP_ORDER,
     STEPS,
     Block,
+    Context,
     ExactBlock,
     LossyModel,
 )
+from .weights import _digest, load
 
 OPSET, IR_VERSION = 17, 8
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
@@ -104,9 +108,7 @@ class Graph:
 
     def split(self, x: str, sizes: Sequence[int], axis: int = 1) -> list[str]:
         outputs = [f"v{len(self.nodes)}.{k}" for k in range(len(sizes))]
-        self.nodes.append(
-            helper.make_node("Split", [x, self.constant(np.array(sizes, np.int64))], outputs, axis=axis)
-        )
+        self.nodes.append(helper.make_node("Split", [x, self.constant(np.array(sizes, np.int64))], outputs, axis=axis))
         return outputs
 
     def stored(self, name: str) -> str:
@@ -247,6 +249,19 @@ def stored_graphs(model: LossyModel | LosslessModel, tensors: dict[str, Tensor])
     return {name: torch.frombuffer(bytearray(part), dtype=torch.uint8) for name, part in parts.items()}
 
 
+def add_graphs(path: Path) -> None:
+    """Write the graphs of its networks into an exported weights file, in place of those it has. Its identity stays."""
+    with torch.random.fork_rng():
+        model = load(path, torch.device("cpu")).model
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        names = [name for name in file.keys() if not name.startswith("graph")]  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in names}
+    tensors |= stored_graphs(model, tensors)
+    metadata["digest"] = _digest(tensors, metadata["config"]).hex()
+    save_file(tensors, path, metadata)
+
+
 # The lossy codec
 
 
@@ -310,7 +325,9 @@ def hyper_analysis(model: LossyModel, g: Graph) -> Graph:
     h = g.add("Relu", floating(g, h, "encoder.h_a.conv_b", h_a.conv_b, unshuffled=2))
     h = g.add("Relu", floating(g, h, "encoder.h_a.conv_c", h_a.conv_c))
     h = g.add("SpaceToDepth", h, blocksize=2)
-    g.output(floating(g, h, "encoder.h_a.conv_d", h_a.conv_d, unshuffled=2), "z", 1, model.config.hyper_latent, "h", "w")
+    g.output(
+        floating(g, h, "encoder.h_a.conv_d", h_a.conv_d, unshuffled=2), "z", 1, model.config.hyper_latent, "h", "w"
+    )
     return g
 
 
@@ -333,6 +350,7 @@ def context(model: LossyModel, step: int, g: Graph) -> Graph:
     """features [1, hyper, h, w] and y_hat int32 [1, M, h, w], both in steps of ``Config.unit``, to ``mean``, in the
     same steps, and ``index``, int32 [1, M / 4, h, w] both."""
     c, part, name = model.config, model.context[step], f"decoder.context.{step}"
+    assert isinstance(part, Context)
     limit = round(CONTEXT_MAX * UNIT / c.unit)
     features = g.input("features", 1, c.hyper, "h", "w")
     y_hat = g.real(g.input("y_hat", 1, c.latent, "h", "w", kind=INT))
