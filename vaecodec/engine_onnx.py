@@ -380,7 +380,7 @@ class LosslessNetworks(Sessions):
                 mean, index = self.posterior(g, above, features[g], x)
                 for part in (*self.prior(g, above, *mean.shape[1:]), mean, index):
                     answer.add(part)
-                z = mean + scrambled(len(mean), *mean.shape[1:], spread)
+                z = mean + scrambled(len(mean), mean.shape[1], mean.shape[2], spread)
                 above = self.descend(g, above, np.rint(z / 4).astype(np.int32))
             assert above is not None
             self._answer(answer, self.likelihood(above, *x.shape[1:]), x)

@@ -143,7 +143,9 @@ def latent_tables(escape: bool) -> Tables:
 
 
 def export(checkpoint: Path, data: Path, out: Path) -> None:
-    """Write the weights file for a checkpoint; ``data``: training pictures to fit the tables on."""
+    """Write the weights file for a checkpoint, with its graphs; ``data``: training pictures to fit the tables on."""
+    from .graphs import add_graphs  # onnx is not needed for the rest
+
     model = load_checkpoint(checkpoint)
     images = load_images(data)
     side = min(256, max(min(image.shape[1:]) for image in images) // 64 * 64)
@@ -153,3 +155,4 @@ def export(checkpoint: Path, data: Path, out: Path) -> None:
         save_lossless(out, model, fit_pixel_tables(model, crops), latent_tables(True), latent_tables(False))
     else:
         save_lossy(out, model, fit_tables(model, crops))
+    add_graphs(out)
