@@ -479,10 +479,14 @@ class Colours:
             share = np.rint(share, out=share).clip(-512, 512, out=share)
             mean += np.multiply(residual[rows], share, out=share)
         mean *= np.float32(1 / 256)
-        prediction = self._prediction[:, rows]
-        prediction[0] = np.rint(mean, out=mean).clip(0, 255 * 8, out=mean)
-        prediction[1] = np.rint(out[1] * np.float32(1 / 64) + np.float32(16)).clip(0, PIXEL_SCALES - 1)
-        prediction[2] = np.rint(out[2] * np.float32(1 / 128) + np.float32(1)).clip(0, PIXEL_SHAPES - 1)
+        index, shape = out[1], out[2]
+        index *= np.float32(1 / 64)
+        index += np.float32(16)
+        shape *= np.float32(1 / 128)
+        shape += np.float32(1)
+        most = (255 * 8, PIXEL_SCALES - 1, PIXEL_SHAPES - 1)
+        for number, (part, limit) in enumerate(zip((mean, index, shape), most, strict=True)):
+            self._prediction[number, rows] = np.rint(part, out=part).clip(0, limit, out=part)
 
     def see(self, x: Bytes) -> None:
         """The colour's samples [h, w]."""
@@ -490,11 +494,11 @@ class Colours:
         mean, index, _ = self._prediction
         self.x[k] = x
         residual = ((self.x[k].astype(np.int16) << 3) - mean).astype(np.int16)
-        self.normal[k] = np.rint(residual * INVERSES[index]).clip(-256, 256)
+        self.normal[k] = np.rint(residual * INVERSES.take(index)).clip(-256, 256)
         if k < 2:
             given = self._given[0, 3 * k :]
             given[0] = halved(residual, 1).clip(-GIVEN_MAX, GIVEN_MAX)
-            given[1], given[2] = self.normal[k], LOGARITHMS[abs(residual)]
+            given[1], given[2] = self.normal[k], LOGARITHMS.take(abs(residual))
         self._residuals.append(residual)
         self.colour += 1
 
@@ -611,7 +615,7 @@ class LevelState:
             self._stripes,
             centre,
             8 * 8,
-            LOGARITHMS[8 * spread][None],
+            LOGARITHMS.take(8 * spread)[None],
             np.concatenate(self._known)[None],
         )
 

@@ -4,6 +4,7 @@
                 units where each channel has its own; entropy tables; of a lossy model its gains and the prior of z,
                 of a lossless one the prior of its coarsest latents
     encoder.*   of a lossy model float16 weights of g_a and h_a and the encoder's gains
+    graph.*     the networks as ONNX models, and "graphs", which of the tensors each wants; see ``graphs``
     metadata    "kind", "config" (JSON), "self_test" (CRC-32 of the known answer), "digest" (SHA-256 of all tensors)
 
 The identity of a model is the SHA-256 of what the decoder needs: files stay valid when only the encoder improves.
