@@ -11,13 +11,11 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeGuard, Union
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from bitstream import (
     TILE_MAX,
@@ -29,7 +27,7 @@ from bitstream import (
 
 from .colour import GREY, grey_pixels
 from .decoder import Decoder
-from .exact import exact_arithmetic
+from .engines import torch_for, torch_if_loaded
 from .guest import public
 from .image import (
     DeepPicture,
@@ -41,12 +39,15 @@ from .image import (
     pixels_of,
 )
 from .info import Source, bytes_of
-from .kinds import WINGS
+from .kinds import WINGS, Shelf
 from .tiles import TILE, Progress, Region, box_of, ignore, tiles
 
 EFFORTS = range(10)
 
-Picture = Image.Image | DeepPicture | NDArray[Any] | Tensor | bytes | str | os.PathLike[str] | IO[bytes]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Picture = Union[Image.Image, DeepPicture, NDArray[Any], "Tensor", bytes, str, os.PathLike[str], IO[bytes]]
 """Pillow's; or an array [H, W] or [H, W, C], uint8 with 1 to 4 channels or uint16 with 1, 3 or 4; or such a tensor
 [C, H, W], on any device; or a picture's file: its path, its bytes or a binary file object. Only from a file can colour
 of more than 8 bits be had with its metadata."""
@@ -59,7 +60,8 @@ class Codec(Decoder):
     files are made with the first of their kind; others decode with those that they name. Both are looked for among the
     files given, then those that the environment variable VAECODEC_WEIGHTS names, then the packaged ones. Weights that
     are missing, damaged or not exact on the device raise WeightsError. tile: side of the tiles of new files, a multiple
-    of 64 up to 2048.
+    of 64 up to 2048. engine: what runs the networks, "onnx" or "torch"; "auto" is ONNX Runtime on a CPU, where it is
+    installed and exact, else torch. Pixels are the same; lossy files may differ by some bytes.
 
     One codec may be used from several threads. It is pickled as its arguments: whoever receives it loads the weights
     anew, on the device that "auto" means there.
@@ -75,16 +77,18 @@ class Codec(Decoder):
         weights: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         *,
         tile: int = TILE,
+        engine: str = "auto",
     ) -> None:
         given = [weights] if isinstance(weights, str | os.PathLike) else weights or ()
         paths = tuple(Path(path).absolute() for path in given)
         if tile not in range(64, TILE_MAX + 1, 64):
             raise ValueError(f"tile {tile} is no multiple of 64 up to {TILE_MAX}")
         self._arguments, self.tile = (device, paths), tile
-        super().__init__(device, paths)
+        super().__init__(device, paths, engine)
+        self._refining: Shelf | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Codec], tuple[str, tuple[Path, ...]]]:
-        return partial(Codec, tile=self.tile), self._arguments
+        return partial(Codec, tile=self.tile, engine=self.engine), self._arguments
 
     @property
     @public
@@ -135,7 +139,7 @@ class Codec(Decoder):
         pixels = grey or pixels
         sections = metadata_of(picture)  # PNG may have it after the pixels, which are loaded now
         kind = Kind.LOSSLESS if lossless else Kind.LOSSY
-        weights = self._shelf.first(kind)
+        weights = (self._refining_shelf() if effort and not lossless else self._shelf).first(kind)
         hundredths = 0 if lossless else round(quality * 100)
         (limits or Limits()).check_size(pixels.width, pixels.height)
         used = bits_used(pixels, self.tile)
@@ -145,9 +149,15 @@ class Codec(Decoder):
         (limits or Limits()).check(header)
         if used > depth:
             raise ImageError(f"the picture has samples of more than {depth} bits")
-        with exact_arithmetic(self.device):
-            coded = WINGS[kind].coder(weights, self.device).encode(pixels, header, effort, progress or ignore)
+        coded = WINGS[kind].coder(weights).encode(pixels, header, effort, progress or ignore)
         return pack(header, coded, sections)
+
+    def _refining_shelf(self) -> Shelf:
+        """Weights that latents are refined with, by gradients: torch's."""
+        torch_for("effort above 0")
+        if self._refining is None:
+            self._refining = Shelf(self._shelf.given, self.device, "torch")
+        return self._refining
 
     @public
     def compress_batch(
@@ -165,7 +175,9 @@ class Codec(Decoder):
         pictures: a tensor [N, C, H, W], an array [N, H, W, C], or pictures of any kinds and sizes. Raises ImageError
         for a single picture.
         """
-        if isinstance(pictures, Image.Image) or (isinstance(pictures, np.ndarray | Tensor) and pictures.ndim != 4):
+        if isinstance(pictures, Image.Image) or (
+            (isinstance(pictures, np.ndarray) or is_tensor(pictures)) and pictures.ndim != 4
+        ):
             shape = list(getattr(pictures, "shape", ()))
             raise ImageError(
                 f"a batch is an array [N, H, W, C], a tensor [N, C, H, W] or a list of pictures, not {shape}"
@@ -174,7 +186,7 @@ class Codec(Decoder):
         return [self.compress(picture, quality, **options) for picture in pictures]
 
 
-_shared: dict[torch.device, Codec] = {}
+_shared: dict[str, Codec] = {}
 
 
 @public
@@ -208,7 +220,7 @@ def decompress(
 
 def opened(picture: Picture, limits: Limits | None) -> Image.Image | DeepPicture | NDArray[Any]:
     """What is no file, and no tensor, from what may be either."""
-    if isinstance(picture, Tensor):
+    if is_tensor(picture):
         return array_of(picture)
     if isinstance(picture, Image.Image | DeepPicture | np.ndarray):
         return picture
@@ -223,8 +235,15 @@ def bits_used(pixels: Pixels, side: int) -> int:
     return max(depth_used(pixels[box.within(whole)]) for box in tiles(pixels.height, pixels.width, side))
 
 
+def is_tensor(picture: object) -> TypeGuard[Tensor]:
+    torch = torch_if_loaded()
+    return torch is not None and isinstance(picture, torch.Tensor)
+
+
 def array_of(picture: Tensor) -> NDArray[Any]:
     """An array [H, W, C] from a tensor [C, H, W]. Raises ImageError for other shapes and types."""
+    import torch
+
     if picture.ndim != 3 or picture.dtype not in (torch.uint8, torch.uint16):
         raise ImageError(
             f"a tensor of {picture.dtype} {list(picture.shape)} is no picture: uint8 or uint16 [C, H, W]; "

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from bitstream import (
     PLAIN,
@@ -27,6 +26,7 @@ from bitstream import (
 )
 
 from .colour import GREY, coloured
+from .engines import ENGINES, device_named, torch_for
 from .guest import public
 from .image import (
     CHANNELS,
@@ -39,15 +39,21 @@ from .kinds import WINGS, Shelf
 from .plain_tiles import Samples, sample_type
 from .tiles import Box, Progress, Region, box_of, ignore
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 class Decoder:
     """The half of ``Codec`` that reads files. weights: exported files of any kinds, see there."""
 
-    def __init__(self, device: str, weights: Sequence[Path]) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.empty(0, device=device).device  # raises if there is none
-        self._shelf = Shelf(weights, self.device)
+    def __init__(self, device: str, weights: Sequence[Path], engine: str) -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine {engine!r} is none of {', '.join(ENGINES)}")
+        self.device, self.engine = "cpu" if engine == "onnx" and device == "auto" else device_named(str(device)), engine
+        if engine == "onnx" and self.device != "cpu":
+            raise ValueError(f"the engine on ONNX Runtime is for CPUs, not for device {device}")
+        self._shelf = Shelf(weights, self.device, engine)
 
     @public
     def decompress(
@@ -140,7 +146,8 @@ class Decoder:
         damaged: list[Region] | None = None,
     ) -> Tensor:
         """The same as a tensor [C, H, W] on a device, by default the codec's."""
-        samples = torch.from_numpy(self.decode_array(data, limits, progress, region=region, damaged=damaged))
+        torch = torch_for("a tensor")
+        samples: Tensor = torch.from_numpy(self.decode_array(data, limits, progress, region=region, damaged=damaged))
         return samples.permute(2, 0, 1).contiguous().to(device or self.device)
 
     @public
@@ -183,5 +190,5 @@ class Decoder:
         wing = WINGS[header.kind]
         needed = wing.needs_weights(container, wanted)
         weights = self._shelf.named(header.kind, header.model) if needed else None
-        parts = wing.coder(weights, self.device).decode(container, wanted, progress, damaged, record)
+        parts = wing.coder(weights).decode(container, wanted, progress, damaged, record)
         return parts if header.colour != GREY else ((box, coloured(samples)) for box, samples in parts)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import torch
+from .engines import torch_if_loaded, use_threads
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,8 +27,9 @@ def public(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
-            outside: Callable[P, R] = torch.compiler.disable(call)  # type: ignore[no-untyped-call]
+        torch = torch_if_loaded()
+        if torch is not None and torch.compiler.is_compiling():
+            outside: Callable[P, R] = torch.compiler.disable(call)
             return outside(*args, **kwargs)
         if _forked:
             _settle()
@@ -50,7 +51,7 @@ def _settle() -> None:
         raise RuntimeError(
             "this process was forked while another thread was coding: start it by spawn or forkserver, or fork earlier"
         )
-    torch.set_num_threads(1)
+    use_threads(1)
     _forked = False
 
 

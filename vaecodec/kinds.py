@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from bitstream import Container, Header, Kind, Record, Tile
 
 from . import linear, lossless, lossy
-from .exact import exact_arithmetic
+from .engines import installed, threads, torch_for
 from .image import Pixels
 from .plain_tiles import Samples
 from .tiles import Box, Progress, Region
@@ -29,7 +28,7 @@ class Coder(Protocol):
     """Codes the tiles of one kind of file, with one set of weights."""
 
     def encode(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
-        """The tiles of a picture, in raster order, of the header's size. Under ``exact_arithmetic``."""
+        """The tiles of a picture, in raster order, of the header's size."""
 
     def decode(
         self,
@@ -47,21 +46,46 @@ class Coder(Protocol):
 
 @dataclass(frozen=True)
 class Wing:
-    """What is known of a kind. name: of its weights. load: by architecture. needs_weights: whether some part of a file
+    """What is known of a kind. name: of its weights. load: by architecture, of a file's content, for a device and
+    an engine. needs_weights: whether some part of a file
     can be decoded with nothing else; a coder without weights does for the others."""
 
     name: str
-    load: Mapping[str, Callable[[Stored, torch.device], Weights]]
-    coder: Callable[[Any, torch.device], Coder]
+    load: Mapping[str, Callable[[Stored, str, str], Weights]]
+    coder: Callable[[Any], Coder]
     needs_weights: Callable[[Container, Box], bool]
 
 
+def load_linear(stored: Stored, device: str, engine: str) -> Weights:
+    return linear.weights.load(stored)
+
+
+def load_lossy(stored: Stored, device: str, engine: str) -> Weights:
+    if engine == "onnx":
+        from .lossy.engine import LossyNetworks
+
+        return LossyNetworks(stored, threads())
+    torch = torch_for("this file's codec")
+    from .lossy.weights import load
+
+    return load(stored, torch.device(device))
+
+
+def load_lossless(stored: Stored, device: str, engine: str) -> Weights:
+    if engine == "onnx":
+        from .lossless.engine import LosslessNetworks
+
+        return LosslessNetworks(stored, threads())
+    torch = torch_for("this file's codec")
+    from .lossless.weights import load
+
+    return load(stored, torch.device(device))
+
+
 WINGS = {
-    Kind.PCA: Wing("linear", {FIRST: linear.weights.load}, linear.coder.LinearCoder, linear.coder.needs_weights),
-    Kind.LOSSY: Wing("lossy", {FIRST: lossy.weights.load}, lossy.coder.LossyCoder, lossy.coder.needs_weights),
-    Kind.LOSSLESS: Wing(
-        "lossless", {FIRST: lossless.weights.load}, lossless.coder.LosslessCoder, lossless.coder.needs_weights
-    ),
+    Kind.PCA: Wing("linear", {FIRST: load_linear}, linear.coder.LinearCoder, linear.coder.needs_weights),
+    Kind.LOSSY: Wing("lossy", {FIRST: load_lossy}, lossy.coder.LossyCoder, lossy.coder.needs_weights),
+    Kind.LOSSLESS: Wing("lossless", {FIRST: load_lossless}, lossless.coder.LosslessCoder, lossless.coder.needs_weights),
 }
 
 
@@ -70,31 +94,48 @@ def packaged(name: str) -> Path:
     return Path(str(resources.files("vaecodec"))) / "weights" / f"{name}.safetensors"
 
 
-def load(path: Path, device: torch.device) -> Any:
+def load(path: Path, device: Any, engine: str = "torch") -> Any:
     """A weights file of any kind, ready to run: where it has a known answer, it is computed.
 
-    Raises WeightsError if the file is missing or damaged, of an unknown kind or architecture, or no arithmetic of the
-    device gives the known answer.
+    device: torch's or its name. engine: "onnx", "torch", or "auto": of the two the first that is there and exact, if
+    the device is the CPU. Raises WeightsError if the file is missing or damaged, of an unknown kind or architecture, or
+    no arithmetic of the device gives the known answer, TorchMissingError.
     """
-    return loaded(path, read(path), device)
+    return loaded(path, read(path), str(device), engine)
 
 
-def loaded(path: Path, stored: Stored, device: torch.device) -> Any:
+def loaded(path: Path, stored: Stored, device: str, engine: str) -> Any:
     said = stored.about
     for wing in WINGS.values():
         if wing.name == said.kind and said.architecture in wing.load:
-            with read_of(path), exact_arithmetic(device):
-                return wing.load[said.architecture](stored, device)
+            *others, last = engines_for(stored, device, engine)
+            for each in others:
+                try:
+                    with read_of(path):
+                        return wing.load[said.architecture](stored, device, each)
+                except WeightsError as error:
+                    warnings.warn(f"{error}; {last} runs them", RuntimeWarning, stacklevel=2)
+            with read_of(path):
+                return wing.load[said.architecture](stored, device, last)
     known = f"{said.kind!r}, architecture {said.architecture!r}"
     raise WeightsError(f"{path.name}: this version knows no weights of kind {known}, such as {stored.identity.hex()}")
+
+
+def engines_for(stored: Stored, device: str, engine: str) -> list[str]:
+    """Those to try, one after the other."""
+    if engine != "auto":
+        return [engine]
+    if device != "cpu" or "graphs" not in stored.tensors or not installed("onnxruntime"):
+        return ["torch"]
+    return ["onnx", "torch"] if installed("torch") else ["onnx"]
 
 
 class Shelf:
     """Weights, loaded when they are first needed: those that are given, then those of the search path, then the
     packaged ones. Several of a kind may stand side by side. May be used from several threads."""
 
-    def __init__(self, given: Sequence[Path], device: torch.device) -> None:
-        self.given, self.device = given, device
+    def __init__(self, given: Sequence[Path], device: str, engine: str) -> None:
+        self.given, self.device, self.engine = given, device, engine
         self._loading = threading.Lock()
         self._loaded: dict[Path, tuple[str, Any]] = {}
         for path in given:
@@ -126,7 +167,7 @@ class Shelf:
     def _load(self, path: Path, stored: Stored | None = None) -> Any:
         if path not in self._loaded:
             stored = stored or read(path)
-            self._loaded[path] = stored.about.kind, loaded(path, stored, self.device)
+            self._loaded[path] = stored.about.kind, loaded(path, stored, self.device, self.engine)
         return self._loaded[path][1]
 
     def _files(self, name: str) -> Iterator[Path]:

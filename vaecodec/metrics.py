@@ -7,10 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from .image import ImageError, Picture, Samples, depth_used, pixels_of, samples_of
 
@@ -104,33 +102,43 @@ def fidelity(
 
 def ms_ssim_of(x: Samples, y: Samples, peak: int = 255) -> float:
     """MS-SSIM of samples [H, W, C] with sides of at least ``SIDE_MIN``, the mean of the channels."""
-    values = []
-    for channel in range(x.shape[2]):
-        a, b = (torch.from_numpy(samples[..., channel].astype(np.float32)) for samples in (x, y))
-        values.append(_ms_ssim(a, b, peak))
-    return sum(values) / len(values)
+    channels = ((samples[..., channel].astype(np.float32) for samples in (x, y)) for channel in range(x.shape[2]))
+    return float(np.mean([_ms_ssim(*pair, peak) for pair in channels]))
 
 
-def _ms_ssim(x: Tensor, y: Tensor, peak: int) -> float:
+Floats = NDArray[np.float32]
+
+
+def _ms_ssim(x: Floats, y: Floats, peak: int) -> float:
     """Of one channel [H, W] each."""
-    x, y, product = x[None, None], y[None, None], 1.0
+    product = 1.0
     for level, weight in enumerate(WEIGHTS):
         if level:
-            padding = (x.shape[2] % 2, x.shape[3] % 2)
-            x, y = (F.avg_pool2d(s, 2, padding=padding) for s in (x, y))
+            x, y = halved(x), halved(y)
         mean_x, mean_y = blurred(x), blurred(y)
         spread = blurred(x * x) - mean_x**2 + blurred(y * y) - mean_y**2
-        c = (0.03 * peak) ** 2
+        c = np.float32((0.03 * peak) ** 2)
         similarity = (2 * (blurred(x * y) - mean_x * mean_y) + c) / (spread + c)
         if level == len(WEIGHTS) - 1:
-            c = (0.01 * peak) ** 2
+            c = np.float32((0.01 * peak) ** 2)
             similarity *= (2 * mean_x * mean_y + c) / (mean_x**2 + mean_y**2 + c)
-        product *= max(float(similarity.mean()), 0.0) ** weight
+        product *= max(float(similarity.mean(dtype=np.float64)), 0.0) ** weight
     return product
 
 
-def blurred(x: Tensor) -> Tensor:
-    """x [1, 1, H, W] under a Gaussian window, where the window fits."""
-    window = torch.exp(-((torch.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
-    window /= window.sum()
-    return F.conv2d(F.conv2d(x, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+def halved(x: Floats) -> Floats:
+    """Means of 2 x 2 pixels; where a side is odd, zeros are around it."""
+    x = np.pad(x, [(side % 2, side % 2) for side in x.shape])
+    x = x[: x.shape[0] // 2 * 2, : x.shape[1] // 2 * 2]
+    means: Floats = (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / np.float32(4)
+    return means
+
+
+def blurred(x: Floats) -> Floats:
+    """x [H, W] under a Gaussian window, where the window fits."""
+    window = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
+    window = (window / window.sum()).astype(np.float32)
+    rows, columns = (side - WINDOW + 1 for side in x.shape)
+    x = sum((weight * x[k : k + rows] for k, weight in enumerate(window)), np.float32(0))
+    blurred: Floats = sum((weight * x[:, k : k + columns] for k, weight in enumerate(window)), np.float32(0))
+    return blurred

@@ -4,6 +4,7 @@
                 units where each channel has its own; entropy tables; of a lossy model its gains and the prior of z,
                 of a lossless one the prior of its coarsest latents
     encoder.*   of a lossy model float16 weights of g_a and h_a and the encoder's gains
+    graph.*     the networks as ONNX models, and "graphs", which of the tensors each wants; see ``graphs``
     metadata    "kind", "architecture", "config" (JSON), "identity", "self_test" (CRC-32 of the known answer), "digest"
                 (SHA-256 of all tensors)
 
@@ -16,22 +17,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from bitstream import Tables, VaeError
 
-from .exact import ExactConv
+Array = NDArray[Any]
 
 FIRST = "1"
 """The architecture of files that name none. Each kind counts its own."""
@@ -50,19 +47,6 @@ class Weights(Protocol):
     def identity(self) -> bytes: ...
 
 
-class Networks(Weights, Protocol):
-    """Weights that compute a known answer where arithmetic is exact."""
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
-
-    def known_answer(self) -> int:
-        """CRC-32 of what the exact networks answer to fixed inputs."""
-
-
-AnyNetworks = TypeVar("AnyNetworks", bound=Networks)
-
-
 @dataclass(frozen=True)
 class About:
     """What the metadata of a file say. identity: None where they do not; it takes all tensors to know it then."""
@@ -77,14 +61,18 @@ class Stored:
     """A file's content. config: the settings of a model. answer: the known one, in hexadecimal, "" where there is none.
     identity: of the tensors, 16 bytes."""
 
-    name: str
+    path: Path
     about: About
     config: dict[str, Any]
     answer: str
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Array]
     identity: bytes
 
-    def part(self, name: str) -> dict[str, Tensor]:
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def part(self, name: str) -> dict[str, Array]:
         """The tensors of the "decoder" or the "encoder", by the rest of their names."""
         return {k.removeprefix(f"{name}."): v for k, v in self.tensors.items() if k.startswith(f"{name}.")}
 
@@ -102,7 +90,7 @@ def read_of(path: Path) -> Iterator[None]:
 
 def about(path: Path) -> About:
     """What a file says of itself, without its tensors. Raises WeightsError."""
-    with read_of(path), safe_open(path, "pt") as file:
+    with read_of(path), safe_open(path, "np") as file:
         return about_of(file.metadata())
 
 
@@ -116,14 +104,14 @@ def about_of(metadata: dict[str, str] | None) -> About:
 def read(path: Path) -> Stored:
     """A whole file. Raises WeightsError if it is missing or damaged."""
     with read_of(path):
-        with torch.device("cpu"), safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:
             metadata = file.metadata()
             # Copies: what is mapped would change, or be gone, with the file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         said = about_of(metadata)
         if metadata is None:
-            return Stored(path.name, said, {}, "", tensors, hashlib.sha256(path.read_bytes()).digest()[:16])
-        stored = stored_of(path.name, said, metadata, tensors)
+            return Stored(path, said, {}, "", tensors, hashlib.sha256(path.read_bytes()).digest()[:16])
+        stored = stored_of(path, said, metadata, tensors)
         if digest_of(tensors, metadata["config"]).hex() != metadata["digest"]:
             raise ValueError("it fails its checksum")
         if said.identity not in (None, stored.identity):
@@ -131,108 +119,30 @@ def read(path: Path) -> Stored:
         return stored
 
 
-def stored_of(name: str, said: About, metadata: dict[str, str], tensors: dict[str, Tensor]) -> Stored:
+def stored_of(path: Path, said: About, metadata: dict[str, str], tensors: dict[str, Array]) -> Stored:
     stored: dict[str, Any] = json.loads(metadata["config"])
     config = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
     decoder = {k.removeprefix("decoder."): v for k, v in tensors.items() if k.startswith("decoder.")}
     identity = digest_of(decoder, metadata["config"])[:16]
-    return Stored(name, said, config, metadata["self_test"], tensors, identity)
+    return Stored(path, said, config, metadata["self_test"], tensors, identity)
 
 
-def write(
-    path: Path,
-    kind: str,
-    config: Any,
-    decoder: dict[str, Tensor],
-    encoder: dict[str, Tensor],
-    assemble: Callable[[Stored], Networks],
-    architecture: str = FIRST,
-) -> None:
-    """Write a file, with the answer of the networks that ``assemble`` makes of it."""
-    tensors = {f"decoder.{k}": v.cpu().contiguous() for k, v in decoder.items()}
-    tensors |= {f"encoder.{k}": v.cpu().contiguous() for k, v in encoder.items()}
-    metadata = {"kind": kind, "architecture": architecture, "config": json.dumps(asdict(config)), "self_test": ""}
-    stored = stored_of(path.name, about_of(metadata), metadata, tensors)
-    networks = assemble(stored)
-    # The reference answer is float64's: there the sums are far from any limit.
-    networks.to(torch.device("cpu"), torch.float64)
-    metadata["self_test"] = f"{networks.known_answer():08x}"
-    metadata["identity"] = stored.identity.hex()
-    metadata["digest"] = digest_of(tensors, metadata["config"]).hex()
-    save_file(tensors, path, metadata)
+def tables_of(name: str, decoder: dict[str, Array]) -> Tables:
+    return Tables.from_arrays({part: decoder[f"{name}.{part}"] for part in ("lows", "sizes", "counts", "escape")})
 
 
-def ready(networks: AnyNetworks, stored: Stored, device: torch.device) -> AnyNetworks:
-    """Networks on a device, where they compute the known answer.
-
-    Where float32 is not exact there (a library's Winograd or FFT kernels, say), float64 takes over. Raises
-    WeightsError if no arithmetic gives the known answer.
-    """
-    for dtype in (torch.float32, torch.float64):
-        networks.to(device, dtype)
-        if f"{networks.known_answer():08x}" == stored.answer:
-            return networks
-    raise WeightsError(f"{stored.name} fails its self-test on {device}")
-
-
-class _NothingDrawn(TorchFunctionMode):
-    """New layers begin at zero. Their weights come from a file, and the caller's random numbers stay as they were."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (torch.zeros if func is torch.randn else func)(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def nothing_drawn() -> Iterator[None]:
-    """Models are made on the CPU, whatever the caller's default device is, and without random numbers."""
-    with torch.device("cpu"), _NothingDrawn():
-        yield
-
-
-class Answer:
-    """CRC-32 over tensors, each in integer steps of its unit."""
-
-    def __init__(self) -> None:
-        self.crc = 0
-
-    def add(self, x: Tensor, unit: float) -> None:
-        integers = (x / unit).round().to(torch.int32).cpu().contiguous().numpy().astype("<i4")
-        self.crc = zlib.crc32(integers.tobytes(), self.crc)
-
-
-def scrambled(channels: int, height: int, width: int, spread: int, device: torch.device) -> Tensor:
-    """Fixed int64 [1, C, H, W] in -spread..spread from a linear congruential generator: the same for ever."""
+def scrambled_array(channels: int, height: int, width: int, spread: int) -> NDArray[np.int64]:
+    """Fixed int64 [C, H, W] in -spread..spread from a linear congruential generator: the same for ever."""
     count = channels * height * width
     state = (np.arange(1, count + 1, dtype=np.uint64) * np.uint64(6364136223846793005)) >> np.uint64(33)
-    values = state.astype(np.int64) % (2 * spread + 1) - spread
-    return torch.from_numpy(values).view(1, channels, height, width).to(device)
+    return (state.astype(np.int64) % (2 * spread + 1) - spread).reshape(channels, height, width)
 
 
-def integers_of(convs: dict[str, ExactConv]) -> dict[str, Tensor]:
-    return {f"{name}.{part}": tensor for name, conv in convs.items() for part, tensor in conv.integers().items()}
-
-
-def arrays_of(name: str, tables: Tables) -> dict[str, Tensor]:
-    return {f"{name}.{part}": torch.from_numpy(array.astype(np.int32)) for part, array in tables.to_arrays().items()}
-
-
-def tables_of(name: str, decoder: dict[str, Tensor]) -> Tables:
-    return Tables.from_arrays(
-        {part: decoder[f"{name}.{part}"].numpy() for part in ("lows", "sizes", "counts", "escape")}
-    )
-
-
-def freeze(convs: dict[str, ExactConv], decoder: dict[str, Tensor]) -> None:
-    for name, conv in convs.items():
-        prefix = f"{name}."
-        conv.freeze({key.removeprefix(prefix): part for key, part in decoder.items() if key.startswith(prefix)})
-
-
-def digest_of(tensors: dict[str, Tensor], config: str) -> bytes:
+def digest_of(tensors: dict[str, Array], config: str) -> bytes:
     """SHA-256 of a configuration and of tensors by name, type, shape and little-endian content."""
     digest = hashlib.sha256(config.encode())
     for name in sorted(tensors):
-        array = tensors[name].numpy()
+        array = np.asarray(tensors[name])
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
     return digest.digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -127,23 +128,28 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
 
 @main.command()
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def selftest(device: str) -> None:
+@options.ENGINE
+def selftest(device: str, engine: str) -> None:
     """Check that this machine decodes files to the pixels that every other machine does.
 
     Says in which arithmetic the networks are exact here. Of one version, the last line is the same everywhere.
     """
-    import torch
+    from importlib.metadata import PackageNotFoundError, version
 
     from ..selftest import checks
 
-    click.echo(f"vaecodec {__version__}, torch {torch.__version__}")
-    for line in checks(options.Machine(device, None).codec()):
+    found = [f"vaecodec {__version__}"]
+    for name in ("onnxruntime", "torch"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    click.echo(", ".join(found))
+    for line in checks(options.Machine(device, None, engine=engine).codec()):
         click.echo(line)
 
 
 def refuse_machine(wanted: str) -> None:
     """Raises UsageError for options of ``computing`` where nothing is computed."""
     context = click.get_current_context()
-    for name in ("device", "threads", "weights"):
+    for name in ("device", "engine", "threads", "weights"):
         if context.get_parameter_source(name) != ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} has no effect without {wanted}")

@@ -87,19 +87,19 @@ class Machine:
     threads: int | None
     weights: tuple[Path, ...] = ()
     quiet: bool = False
+    engine: str = "auto"
 
     def codec(self, kind: str | None = None) -> Codec:
         """kind: "lossy" or "lossless", where no other weights are of use. Raises WeightsError if they are others."""
-        import torch
-
         from ..codec import Codec
+        from ..engines import use_threads
         from ..weights import WeightsError, about
 
         if self.threads:
-            torch.set_num_threads(self.threads)
+            use_threads(self.threads)
         try:
-            codec = Codec(self.device, self.weights)
-        except (RuntimeError, AssertionError) as error:  # torch's own words for a device that is not there
+            codec = Codec(self.device, self.weights, engine=self.engine)
+        except (RuntimeError, AssertionError, ValueError) as error:  # torch's own words for a device that is not there
             raise click.UsageError(f"device {self.device}: {str(error).splitlines()[0]}") from None
         found = {about(path).kind: path.name for path in self.weights} if kind else {}
         if found and kind not in found:
@@ -138,17 +138,27 @@ RECURSIVE = click.option("-r", "--recursive", is_flag=True, help="Folders with a
 QUIET = click.option("--quiet", is_flag=True, help="No progress bar and no summary.")
 
 
+ENGINE = click.option(
+    "--engine",
+    type=click.Choice(["auto", "onnx", "torch"]),
+    default="auto",
+    show_default=True,
+    help="What runs the networks. auto: ONNX Runtime on a CPU, else torch.",
+)
+
+
 def computing(command: Any) -> Any:
     """Options of the commands that run the networks, given to them as one Machine."""
 
     @functools.wraps(command)
-    def grouped(*, device: str, threads: int | None, weights: tuple[Path, ...], **others: Any) -> Any:
-        return command(machine=Machine(device, threads, weights, others.pop("quiet", False)), **others)
+    def grouped(*, device: str, engine: str, threads: int | None, weights: tuple[Path, ...], **others: Any) -> Any:
+        return command(machine=Machine(device, threads, weights, others.pop("quiet", False), engine), **others)
 
     return with_options(
         grouped,
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads of each job. Default: torch's."),
+        ENGINE,
+        click.option("--threads", type=click.IntRange(1), help="CPU threads of each job. Default: all cores."),
         click.option(
             "--weights",
             type=click.Path(path_type=Path),

@@ -66,7 +66,7 @@ def needs_weights(container: Container, wanted: Box) -> bool:
 class LinearCoder:
     """The tiles of files of kind PCA, 8-bit grey and colour."""
 
-    def __init__(self, weights: LinearWeights | None, device: object) -> None:
+    def __init__(self, weights: LinearWeights | None) -> None:
         assert weights is not None
         self.weights = weights
 

@@ -59,9 +59,9 @@ def lengths_of(tables: Tables) -> Floats:
     return tables.bits(ids.ravel(), magnitudes.ravel()).astype(np.float32).reshape(ids.shape)
 
 
-def load(stored: Stored, device: object) -> LinearWeights:
+def load(stored: Stored) -> LinearWeights:
     """Raises KeyError, ValueError or TypeError for tensors that are not what they should be."""
-    tensors: dict[str, NDArray[Any]] = {name: tensor.numpy() for name, tensor in stored.tensors.items()}
+    tensors = dict(stored.tensors)
     tables = {name: tensors.pop(f"tables.{name}") for name in ("lows", "sizes", "counts", "escape")}
     return LinearWeights(
         mean=tensors.pop("mean"),

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from bitstream import BITS_BACK, ROUNDED, Container, Header, Record, Tile
 
 from ..colour import channels_of
-from ..exact import exact_arithmetic
 from ..image import Pixels, Samples
 from ..tiles import Box, Progress, Region, box_of, forgiving, tiles
-from .tile import TileCoder
-from .weights import LosslessWeights
+from .tile import Networks, TileCoder
 
 
 def needs_weights(container: Container, wanted: Box) -> bool:
@@ -32,8 +28,8 @@ def needed_of(container: Container, wanted: Box) -> list[tuple[Box, Tile]]:
 class LosslessCoder:
     """The tiles of lossless files, with one set of weights; to decode files without networks, None will do."""
 
-    def __init__(self, weights: LosslessWeights | None, device: torch.device) -> None:
-        self.weights, self.device = weights, device
+    def __init__(self, weights: Networks | None) -> None:
+        self.weights = weights
 
     def encode(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
         """The tiles of a picture, in raster order; the networks are for samples of 8 bits."""
@@ -58,7 +54,7 @@ class LosslessCoder:
         for box, tile in needed_of(container, wanted):
             part = box & wanted
             samples: Samples | None = None
-            with forgiving(box, damaged), exact_arithmetic(self.device):
+            with forgiving(box, damaged):
                 samples = coder.pop(tile, (box.rows, box.columns, channels), record)
             if samples is not None:
                 yield part, samples[part.within(box)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -11,55 +10,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..exact import ExactConv, keep_in, requantise, snap
-
-UNIT = 1 / 32
-"""Grid of hidden activations; they lie in 0..HIDDEN_MAX * UNIT."""
-HIDDEN_MAX = 511
-OUT_UNIT = 1 / 256
-"""Grid of what the last layers give."""
-OUT_MAX = 64 * 256
-"""Its limit, in its units."""
-LEVEL_UNIT = 1 / 4
-"""Grid of pixels as the networks see them: differences from a local mean, in grey levels."""
-FRACTIONS = 8
-"""Of a grey level, in which means are counted: a table for each."""
-MEAN_UNIT = 1 / FRACTIONS
-GATE_UNIT = 1 / 256
-CENTRE = 128
-"""Middle of the grey levels, and their half-range."""
-
-SCALES = 40
-SCALE_MIN, SCALE_MAX = 0.07, 40.0
-SHAPES = 3
-CHANNEL_ORDER = (1, 0, 2)
-"""Green, red, blue."""
-PHASES = "DBC"
-
-LATENT_UNIT = 1 / 16
-"""Step of the grid on which latents are popped and pushed."""
-LATENT_FRACTIONS = 4
-"""Of such a step, in which their means are counted."""
-LATENT_SCALES = 48
-LATENT_SCALE_MIN, LATENT_SCALE_MAX = 0.4, 256.0
-"""In steps of the grid."""
-LATENT_MAX = 511
-"""Networks see latents clamped to this many steps."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Widths of the networks."""
-
-    levels: int = 3  # interlaced levels above the image that the latents code
-    width: int = 64  # channels of a level
-    features: int = 32  # channels that a level hands to the next finer one
-    blocks: int = 1  # layers before the first phase, at the finest level; each coarser level has two more
-    hidden: int = 32  # of a head, for each colour
-    filters: int = 4  # gated difference filters, for each colour
-    vae_width: int = 96
-    vae_blocks: int = 2
-    latents: tuple[int, ...] = (16, 16, 16)  # channels of z_1, z_2, z_3
-    groups: int = 0  # of scale indices, each of which a tile moves to where its own residuals want it
+from .numbers import (
+    CENTRE as CENTRE,
+    CHANNEL_ORDER as CHANNEL_ORDER,
+    FRACTIONS as FRACTIONS,
+    GATE_UNIT as GATE_UNIT,
+    HIDDEN_MAX as HIDDEN_MAX,
+    LATENT_FRACTIONS as LATENT_FRACTIONS,
+    LATENT_MAX as LATENT_MAX,
+    LATENT_SCALE_MAX as LATENT_SCALE_MAX,
+    LATENT_SCALE_MIN as LATENT_SCALE_MIN,
+    LATENT_SCALES as LATENT_SCALES,
+    LATENT_UNIT as LATENT_UNIT,
+    LEVEL_UNIT as LEVEL_UNIT,
+    MEAN_UNIT as MEAN_UNIT,
+    OUT_MAX as OUT_MAX,
+    OUT_UNIT as OUT_UNIT,
+    PHASES as PHASES,
+    SCALE_MAX as SCALE_MAX,
+    SCALE_MIN as SCALE_MIN,
+    SCALES as SCALES,
+    SHAPES as SHAPES,
+    UNIT as UNIT,
+    Config as Config,
+)
 
 
 def act(x: Tensor) -> Tensor:

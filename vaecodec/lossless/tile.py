@@ -6,16 +6,12 @@ sent their values; ``bitstream.chain`` runs them forwards to pop and backwards t
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bitstream import (
     BITS_BACK,
@@ -37,27 +33,63 @@ from bitstream import (
     table_codec,
 )
 
-from ..exact import flat, reach_of
 from ..image import Samples
 from ..plain_tiles import check_empty, checked, crc_of, plain_tile, raw_tile, samples_in
-from .heads import Head, Start
-from .layers import (
-    CHANNEL_ORDER,
-    FRACTIONS,
-    LATENT_FRACTIONS,
-    LATENT_UNIT,
-    MEAN_UNIT,
-    PHASES,
-    SCALES,
-    SHAPES,
-    normalised,
-)
-from .model import Above, Level
-from .stripes import in_stripes
-from .weights import LosslessWeights
+from .numbers import CHANNEL_ORDER, FRACTIONS, LATENT_FRACTIONS, PHASES, SCALES, SHAPES, Config
 
 Values = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
 COLOURS = {1: "green", 0: "red", 2: "blue"}
+
+
+class Colours(Protocol):
+    """The colours of a phase, or of the phases of a level, one after the other: ``predict``, then ``see``."""
+
+    def predict(self) -> Values:
+        """int32 [3, h, w] for the next colour, green, red or blue: mean in eighths, scale index, shape."""
+
+    def see(self, x: Bytes) -> None:
+        """The colour's samples [h, w]."""
+
+
+class State(Colours, Protocol):
+    """The phases D, B and C of a level."""
+
+    def features(self) -> Any:
+        """What the next finer level takes, [F, 2 h, 2 w]."""
+
+
+class Networks(Protocol):
+    """The lossless networks, whatever runs them: those of ``weights`` by torch, those of ``engine`` by ONNX Runtime.
+
+    Arrays are [channels, rows, columns]. Means of latents are in quarters of a step of their grid. What says what is
+    above, and features, are the engine's own.
+    """
+
+    config: Config
+    pixel_tables: Tables
+    prior_tables: Tables
+    posterior_tables: Tables
+    identity: bytes
+
+    def inference(self, x: Bytes) -> list[Any]:
+        """Features of the coarsest picture x [3, 8 h, 8 w] (for three groups of latents), finest first."""
+
+    def prior(self, g: int, above: Any, rows: int, columns: int) -> tuple[Values, Values]:
+        """Mean and scale index of p(z_g | coarser latents), [C, rows, columns]."""
+
+    def posterior(self, g: int, above: Any, features: Any, x: Bytes) -> tuple[Values, Values]:
+        """Mean and scale index of q(z_g | coarser latents, x)."""
+
+    def descend(self, g: int, above: Any, z: Values) -> Any:
+        """What is known after z_g [C, h, w], at twice its resolution."""
+
+    def likelihood(self, above: Any, rows: int, columns: int) -> Colours:
+        """p(x | latents) of the coarsest picture."""
+
+    def level(self, depth: int, a: Bytes, features: Any) -> State:
+        """p(D, B, C | A) of a level, 0 for the coarsest. a [3, h, w]; features [F, h, w]: of the coarser level, None at
+        the coarsest."""
 
 
 SMALL, FLAT, FEW = 2**16, 0.1, 8
@@ -92,7 +124,7 @@ def phase_views(picture: NDArray[np.int32], levels: int, colours: int) -> list[N
 class TileCoder:
     """Codes tiles with one set of weights; ``depth`` bits a sample. thorough: try what is hardly worth it."""
 
-    def __init__(self, weights: LosslessWeights | None, depth: int, thorough: bool = False) -> None:
+    def __init__(self, weights: Networks | None, depth: int, thorough: bool = False) -> None:
         self.weights, self.depth, self.thorough = weights, depth, thorough
 
     def push(self, samples: Samples) -> Tile:
@@ -117,7 +149,7 @@ class TileCoder:
         check_empty(stack)
         return checked(samples, tile)
 
-    def _push_network(self, weights: LosslessWeights, samples: Samples) -> Tile:
+    def _push_network(self, weights: Networks, samples: Samples) -> Tile:
         height, width, channels = samples.shape
         colours = 3 if channels > 2 else 1
         picture = np.empty((3, height, width), np.int32)
@@ -136,7 +168,7 @@ class TileCoder:
 
     def _pop_network(
         self,
-        weights: LosslessWeights,
+        weights: Networks,
         stack: AnsStack,
         shape: tuple[int, int, int],
         rounded: bool,
@@ -165,13 +197,13 @@ LOOKED_AT = 4096
 """So many values are enough to choose offsets by."""
 
 
-def pixel_codec(weights: LosslessWeights, steps: Values, scales: Values, shapes: Values) -> Codec[Values]:
+def pixel_codec(weights: Networks, steps: Values, scales: Values, shapes: Values) -> Codec[Values]:
     """Samples [N] of one phase and colour, from their means in steps of MEAN_UNIT, scale indices and shapes.
 
     Scales are what the training pictures taught. Where a tile's residuals are larger or smaller, it says so before
     them: by an offset for each group of indices that occurs often.
     """
-    tables, groups = weights.pixel_tables, weights.model.config.groups
+    tables, groups = weights.pixel_tables, weights.config.groups
     floors = steps // FRACTIONS
     fractions = steps - floors * FRACTIONS
 
@@ -217,7 +249,7 @@ class Latents:
     asks, prior, posterior or likelihood, so that it is computed once, by the first."""
 
     values: list[Values] = field(default_factory=list)
-    above: dict[int, Above] = field(default_factory=dict)
+    above: dict[int, Any] = field(default_factory=dict)
 
 
 def latent_codec(parts: Callable[[Latents], Parts], record: Record | None) -> Codec[Latents]:
@@ -237,14 +269,14 @@ def latent_codec(parts: Callable[[Latents], Parts], record: Record | None) -> Co
 class Network:
     """One tile under the networks. ``colours``: 3, or 1 for a grey picture, whose red and blue follow its green."""
 
-    def __init__(self, weights: LosslessWeights, height: int, width: int, colours: int, rounded: bool) -> None:
-        self.weights, self.model = weights, weights.model
+    def __init__(self, weights: Networks, height: int, width: int, colours: int, rounded: bool) -> None:
+        self.weights = weights
         self.height, self.width, self.colours, self.rounded = height, width, colours, rounded
-        config = self.model.config
+        config = weights.config
         self.levels, step = config.levels, 2**config.levels
         self.rows, self.columns = -(-height // step), -(-width // step)  # of the coarsest picture
         block = 2 ** len(config.latents)
-        self.padding = (0, -self.columns % block, 0, -self.rows % block)
+        self.padding = ((0, 0), (0, -self.rows % block), (0, -self.columns % block))
 
     def push(self, stack: AnsStack, picture: NDArray[np.int32]) -> None:
         """Push a picture [3, H, W]; the finest level first, so that the latents can be popped from its bits."""
@@ -282,7 +314,7 @@ class Network:
             return chain(lambda: self._likelihood_parts(z), record)
 
         def posterior(values: list[Values]) -> Codec[Latents]:
-            x = self._tensor(np.clip(self._assembled(values), 0, 255))
+            x = np.clip(self._assembled(values), 0, 255).astype(np.uint8)
             return self._checked(latent_codec(lambda z: self._posterior_parts(z, x), record))
 
         return bits_back(latent_codec(self._prior_parts, record), likelihood, posterior)
@@ -311,124 +343,73 @@ class Network:
 
     def _prior_parts(self, z: Latents) -> Parts:
         above = None
-        for g in range(len(self.model.config.latents) - 1, -1, -1):
-            mean, index = self.model.vae.prior_of(g, above, self._latent_grid(g))
-            values = yield f"z_{g + 1}", self._latents(mean, index, self.weights.prior_tables)
+        (_, below), (_, right) = self.padding[1:]
+        rows, columns = self.rows + below, self.columns + right
+        for g in range(len(self.weights.config.latents) - 1, -1, -1):
+            mean, index = self.weights.prior(g, above, rows >> g + 1, columns >> g + 1)
+            values = yield f"z_{g + 1}", latents_under(mean, index, self.weights.prior_tables)
             above = self._descend(g, z, values, mean)
 
-    def _posterior_parts(self, z: Latents, x: Tensor) -> Parts:
-        x = F.pad(x, self.padding, mode="replicate")
-        features, above = self.model.vae.inference(x), None
+    def _posterior_parts(self, z: Latents, x: Bytes) -> Parts:
+        x = np.pad(x, self.padding, "edge")
+        features, above = self.weights.inference(x), None
         for g in range(len(features) - 1, -1, -1):
-            mean, index = self.model.vae.posterior_of(g, above, features[g], x)
+            mean, index = self.weights.posterior(g, above, features[g], x)
             tables = None if self.rounded else self.weights.posterior_tables
-            values = yield f"z_{g + 1} returned", self._latents(mean, index, tables)
+            values = yield f"z_{g + 1} returned", latents_under(mean, index, tables)
             above = self._descend(g, z, values, mean)
 
-    def _descend(self, g: int, z: Latents, values: Values, like: Tensor) -> Above:
+    def _descend(self, g: int, z: Latents, values: Values, like: Values) -> Any:
         """What is known after z_g, where z knows it not yet."""
         if g not in z.above:
-            latents = torch.from_numpy(values).to(like.device).view(like.shape).to(like.dtype) * LATENT_UNIT
-            z.above[g] = self.model.vae.descend(g, z.above.get(g + 1), latents)
+            z.above[g] = self.weights.descend(g, z.above.get(g + 1), values.reshape(like.shape))
         return z.above[g]
 
     def _likelihood_parts(self, z: Latents) -> Parts:
-        vae, above = self.model.vae, z.above[0]
-        centre = vae.centre(above)
-        outside = torch.zeros_like(centre)
-        yield from self._colours("x", vae.head, vae.last(above.h), Start(centre), outside, self.rows, self.columns)
+        outside = np.zeros((3, self.rows, self.columns), np.uint8)
+        state = self.weights.likelihood(z.above[0], self.rows, self.columns)
+        yield from self._colours("x", state, outside, self.rows, self.columns)
 
     def _level_parts(self, coarsest: NDArray[np.int32]) -> Parts:
-        a, features = self._tensor(coarsest), None
-        for depth, level in enumerate(self.model.levels):
-            assert isinstance(level, Level)
+        a, features = coarsest.clip(0, 255).astype(np.uint8), None
+        for depth in range(self.levels):
             number = self.levels - depth
             step = 2 ** (number - 1)
             rows, columns = -(-self.height // step), -(-self.width // step)
-            inputs = (a,) if features is None else (a, features)
-            h, mean = in_stripes(level.enter, level.reach, *inputs)
-            known = [a]
-            fine = a.new_empty(1, 3, 2 * a.shape[2], 2 * a.shape[3])
-            fine[..., ::2, ::2] = a
+            state = self.weights.level(depth, a, features)
+            fine = np.empty((3, 2 * a.shape[1], 2 * a.shape[2]), np.uint8)
+            fine[:, ::2, ::2] = a
             for name, row, column in zip(PHASES, (1, 0, 1), (1, 1, 0), strict=True):
-                start = Start(*in_stripes(partial(level.prepare, name), level.head(name).reach, *known))
-                x, normal = yield from self._colours(
-                    f"{name}_{number}",
-                    level.head(name),
-                    h,
-                    start,
-                    a,
-                    (rows + 1 - row) // 2,
-                    (columns + 1 - column) // 2,
-                )
-                fine[..., row::2, column::2] = x
-                known.append(x)
-                if name in level.updates:
-                    margin = reach_of(level.updates[name])
-                    (h,) = in_stripes(partial(level.update, name), margin, h, x - mean, normal)
-            if level.up is not None:
-                features = in_stripes(level.features, reach_of(level.up), h)[0][..., :rows, :columns]
-            a = fine[..., :rows, :columns]
+                size = (rows + 1 - row) // 2, (columns + 1 - column) // 2
+                x = yield from self._colours(f"{name}_{number}", state, a, *size)
+                fine[:, row::2, column::2] = x
+            if number > 1:
+                features = state.features()[:, :rows, :columns]
+            a = np.ascontiguousarray(fine[:, :rows, :columns])
 
     def _colours(
-        self,
-        name: str,
-        head: Head,
-        h: Tensor,
-        start: Start,
-        outside: Tensor,
-        rows: int,
-        columns: int,
-    ) -> Generator[tuple[str, Codec[Values]], Values, tuple[Tensor, Tensor]]:
+        self, name: str, state: Colours, outside: Bytes, rows: int, columns: int
+    ) -> Generator[tuple[str, Codec[Values]], Values, Bytes]:
         """The colours of one phase, of which rows x columns samples lie inside the picture; those that do not are
-        taken from ``outside``. Returns samples and normalised residuals [1, 3, h, w]."""
-        seen, x = list[tuple[Tensor, Tensor]](), outside.clone()
+        taken from ``outside``. Returns samples [3, h, w]."""
+        x = outside.copy()
         for k, c in enumerate(CHANNEL_ORDER):
-            centre = start.centre[:, c] + x[:, 1] if k and start.linear is not None else start.centre[:, c]
-            mean, index, shape = in_stripes(
-                partial(colour, head, k),
-                head.reach_of_colour,
-                h,
-                start.linear,
-                start.spread,
-                centre,
-                *itertools.chain(*seen),
-            )
+            prediction = state.predict()
             if k < self.colours:
-                inside = (0, slice(0, rows), slice(0, columns))
-                steps, scales, shapes = (flat(part[inside]) for part in (mean / MEAN_UNIT, index, shape))
+                steps, scales, shapes = (part[:rows, :columns].ravel() for part in prediction)
                 values = yield f"{name} {COLOURS[c]}", pixel_codec(self.weights, steps, scales, shapes)
-                x[:, c][inside] = torch.from_numpy(values).to(x.device).view(rows, columns).to(x.dtype).clamp(0, 255)
+                x[c, :rows, :columns] = values.reshape(rows, columns).clip(0, 255)
             else:
-                x[:, c] = x[:, CHANNEL_ORDER[0]]
-            residual = x[:, c] - mean
-            seen.append((residual, normalised(residual, index, True)))
-        return x, torch.stack([e for _, e in seen], 1)
-
-    def _latents(self, mean: Tensor, index: Tensor, tables: Tables | None) -> Codec[Values]:
-        """Latents under tables; without any, their rounded means."""
-        parts = LATENT_FRACTIONS
-        steps = (mean * (parts / LATENT_UNIT)).int()
-        if tables is None:
-            rounded = flat((steps + parts // 2).div(parts, rounding_mode="floor"))
-            return Codec(lambda stack, values: None, lambda stack: rounded)
-        locs = steps.div(parts, rounding_mode="floor")
-        return table_codec(tables, flat(index.int() * parts + steps % parts), flat(locs))
-
-    def _latent_grid(self, g: int) -> Tensor:
-        """A tensor with the size of z_g."""
-        rows, columns = self.rows + self.padding[3], self.columns + self.padding[1]
-        parameter = self.model.vae.top_mean
-        return parameter.new_empty(1, 1, rows // 2 ** (g + 1), columns // 2 ** (g + 1))
-
-    def _tensor(self, picture: NDArray[np.int32]) -> Tensor:
-        parameter = self.model.vae.top_mean
-        x = torch.from_numpy(np.ascontiguousarray(picture))[None].to(parameter.device, parameter.dtype)
-        return x.contiguous(memory_format=torch.channels_last)
+                x[c] = x[CHANNEL_ORDER[0]]
+            state.see(x[c])
+        return x
 
 
-def colour(
-    head: Head, k: int, h: Tensor, linear: Tensor | None, spread: Tensor | None, centre: Tensor, *seen: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``Head.colour`` from the state on, so that nothing between the two is kept for more than a stripe."""
-    return head.colour(k, head.enter(h, spread, k), linear, centre, list(zip(seen[::2], seen[1::2], strict=True)))
+def latents_under(mean: Values, index: Values, tables: Tables | None) -> Codec[Values]:
+    """Latents under tables; without any, their rounded means."""
+    parts = LATENT_FRACTIONS
+    if tables is None:
+        rounded = ((mean + parts // 2) // parts).ravel()
+        return Codec(lambda stack, values: None, lambda stack: rounded)
+    locs = mean // parts
+    return table_codec(tables, (index * parts + (mean - locs * parts)).ravel(), locs.ravel())

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from bitstream import Tables
 
-from ..weights import Answer, Stored, arrays_of, freeze, integers_of, nothing_drawn, ready, scrambled, tables_of, write
-from .layers import LATENT_FRACTIONS, LATENT_UNIT, MEAN_UNIT, Config, on_grids
-from .model import LosslessModel
+from ..exact import exact_arithmetic, reach_of
+from ..networks import Answer, arrays_of, freeze, integers_of, nothing_drawn, ready, scrambled, tensors_in, write
+from ..weights import Stored, tables_of
+from .heads import Head, Start
+from .layers import (
+    CHANNEL_ORDER,
+    LATENT_FRACTIONS,
+    LATENT_UNIT,
+    MEAN_UNIT,
+    PHASES,
+    Config,
+    normalised,
+    on_grids,
+)
+from .model import Above, Level, LosslessModel
+from .stripes import in_stripes
+from .tile import Bytes, Values
 
 
 @dataclass
@@ -33,6 +52,51 @@ class LosslessWeights:
         """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
         to_device: Any = self.model.to  # not all versions of torch declare memory_format
         to_device(device, dtype, memory_format=torch.channels_last)
+
+    @property
+    def config(self) -> Config:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.vae.top_mean.device
+
+    # What coders ask for, see ``tile.Networks``: arrays in and out, whatever the device.
+
+    def inference(self, x: Bytes) -> list[Tensor]:
+        with exact_arithmetic(self.device):
+            return self.model.vae.inference(self.tensor(x))
+
+    def prior(self, g: int, above: Above | None, rows: int, columns: int) -> tuple[Values, Values]:
+        with exact_arithmetic(self.device):
+            like = self.model.vae.top_mean.new_empty(1, 1, rows, columns)
+            return in_steps(*self.model.vae.prior_of(g, above, like))
+
+    def posterior(self, g: int, above: Above | None, features: Tensor, x: Bytes) -> tuple[Values, Values]:
+        with exact_arithmetic(self.device):
+            return in_steps(*self.model.vae.posterior_of(g, above, features, self.tensor(x)))
+
+    def descend(self, g: int, above: Above | None, z: Values) -> Above:
+        with exact_arithmetic(self.device):
+            return self.model.vae.descend(g, above, self.tensor(z) * LATENT_UNIT)
+
+    def likelihood(self, above: Above, rows: int, columns: int) -> Colours:
+        vae = self.model.vae
+        with exact_arithmetic(self.device):
+            h, centre = vae.last(above.h), vae.centre(above)
+            return Colours(self, vae.head, h[..., :rows, :columns], Start(centre[..., :rows, :columns]))
+
+    def level(self, depth: int, a: Bytes, features: Tensor | None) -> LevelState:
+        level = self.model.levels[depth]
+        assert isinstance(level, Level)
+        with exact_arithmetic(self.device):
+            return LevelState(self, level, self.tensor(a), features)
+
+    def tensor(self, x: NDArray[Any]) -> Tensor:
+        """[1, C, H, W] as the layers take it."""
+        parameter = self.model.vae.top_mean
+        tensor = torch.from_numpy(np.ascontiguousarray(x))[None].to(parameter.device, parameter.dtype)
+        return tensor.contiguous(memory_format=torch.channels_last)
 
     def known_answer(self) -> int:
         """CRC-32 of what the exact networks answer to fixed inputs: an ordinary tile, and one at every limit."""
@@ -62,6 +126,96 @@ class LosslessWeights:
         return answer.crc
 
 
+def in_steps(mean: Tensor, index: Tensor) -> tuple[Values, Values]:
+    """Of latents, as coders take them: means in quarters of a step."""
+    return integers(mean[0] * (LATENT_FRACTIONS / LATENT_UNIT)), integers(index[0])
+
+
+def integers(x: Tensor) -> Values:
+    values: Values = x.to(torch.int32).cpu().contiguous().numpy()
+    return values
+
+
+class Colours:
+    """See ``tile.Colours``. h [1, width, h, w]: the state; start: what means start from."""
+
+    def __init__(self, weights: LosslessWeights, head: Head, h: Tensor, start: Start) -> None:
+        self.weights, self.head, self.h, self.start = weights, head, h, start
+        self.x = torch.empty_like(start.centre)
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def predict(self) -> Values:
+        k, start = len(self.seen), self.start
+        c = CHANNEL_ORDER[k]
+        with exact_arithmetic(self.weights.device):
+            centre = start.centre[:, c] + self.x[:, 1] if k and start.linear is not None else start.centre[:, c]
+            self.mean, self.index, shape = in_stripes(
+                partial(colour, self.head, k),
+                self.head.reach_of_colour,
+                self.h,
+                start.linear,
+                start.spread,
+                centre,
+                *itertools.chain(*self.seen),
+            )
+            return integers(torch.cat([self.mean / MEAN_UNIT, self.index, shape]))
+
+    def see(self, x: Bytes) -> None:
+        c = CHANNEL_ORDER[len(self.seen)]
+        with exact_arithmetic(self.weights.device):
+            self.x[:, c] = self.weights.tensor(x[None])[:, 0]
+            residual = self.x[:, c] - self.mean
+            self.seen.append((residual, normalised(residual, self.index, True)))
+
+    def normal(self) -> Tensor:
+        """Residuals of all colours in scales [1, 3, h, w]."""
+        return torch.stack([e for _, e in self.seen], 1)
+
+
+def colour(
+    head: Head, k: int, h: Tensor, linear: Tensor | None, spread: Tensor | None, centre: Tensor, *seen: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``Head.colour`` from the state on, so that nothing between the two is kept for more than a stripe."""
+    return head.colour(k, head.enter(h, spread, k), linear, centre, list(zip(seen[::2], seen[1::2], strict=True)))
+
+
+class LevelState:
+    """See ``tile.State``."""
+
+    def __init__(self, weights: LosslessWeights, level: Level, a: Tensor, features: Tensor | None) -> None:
+        self.weights, self.level, self.known = weights, level, [a]
+        inputs = (a,) if features is None else (a, features[None])
+        self.h, self.mean = in_stripes(level.enter, level.reach, *inputs)
+        self._begin()
+
+    def _begin(self) -> None:
+        if len(self.known) <= len(PHASES):
+            self.phase = PHASES[len(self.known) - 1]
+            head = self.level.head(self.phase)
+            start = Start(*in_stripes(partial(self.level.prepare, self.phase), head.reach, *self.known))
+            self.colours = Colours(self.weights, head, self.h, start)
+
+    def predict(self) -> Values:
+        return self.colours.predict()
+
+    def see(self, x: Bytes) -> None:
+        self.colours.see(x)
+        if len(self.colours.seen) < len(CHANNEL_ORDER):
+            return
+        with exact_arithmetic(self.weights.device):
+            pixels = self.colours.x
+            if self.phase in self.level.updates:
+                margin, update = reach_of(self.level.updates[self.phase]), partial(self.level.update, self.phase)
+                (self.h,) = in_stripes(update, margin, self.h, pixels - self.mean, self.colours.normal())
+            self.known.append(pixels)
+            self._begin()
+
+    def features(self) -> Tensor:
+        assert self.level.up is not None
+        with exact_arithmetic(self.weights.device):
+            return in_stripes(self.level.features, reach_of(self.level.up), self.h)[0][0]
+
+
 def save_lossless(path: Path, trained: LosslessModel, pixels: Tables, prior: Tables, posterior: Tables) -> None:
     """As ``save_lossy``; a lossless decoder needs every network."""
     decoder = integers_of(dict(trained.convs()))
@@ -74,15 +228,16 @@ def save_lossless(path: Path, trained: LosslessModel, pixels: Tables, prior: Tab
 
 def load(stored: Stored, device: torch.device) -> LosslessWeights:
     """Raises ValueError and the like for tensors that do not fit, WeightsError where arithmetic is not exact."""
-    return ready(assembled(stored), stored, device)
+    with exact_arithmetic(device):
+        return ready(assembled(stored), stored, device)
 
 
 def assembled(stored: Stored) -> LosslessWeights:
-    decoder = stored.part("decoder")
+    decoder = tensors_in(stored, "decoder")
     with nothing_drawn():
         model = LosslessModel(Config(**stored.config)).eval().requires_grad_(False).float()
     freeze(dict(model.convs()), decoder)
     model.vae.top_mean.copy_(decoder["top_mean"] * (LATENT_UNIT / LATENT_FRACTIONS))
     model.vae.top_index.copy_(decoder["top_index"])
-    pixels, prior, posterior = (tables_of(name, decoder) for name in ("pixels", "prior", "posterior"))
+    pixels, prior, posterior = (tables_of(name, stored.part("decoder")) for name in ("pixels", "prior", "posterior"))
     return LosslessWeights(model, pixels, prior, posterior, stored.identity)

@@ -1,5 +1,5 @@
 """The wing of lossy files: everything that knows the lossy model, but for its training."""
 
-from . import coder, weights
+from . import coder
 
-__all__ = ["coder", "weights"]
+__all__ = ["coder"]

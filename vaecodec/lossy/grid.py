@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
 from ..tiles import Box
 
@@ -20,17 +20,17 @@ class Missing:
     def add(self, box: Box) -> None:
         self.places.add((box.top // self.side, box.left // self.side))
 
-    def seen(self, outer: Box, like: Tensor) -> Tensor | None:
-        """See ``model.of_seen``, of a box of latents: [1, 1, h, w], or None if it has all of them."""
+    def seen(self, outer: Box) -> NDArray[np.float32] | None:
+        """Of a box of latents: [h, w], 1 where they are there, or None if all are."""
         rows = range(outer.top // self.side, -(-outer.bottom // self.side))
         columns = range(outer.left // self.side, -(-outer.right // self.side))
         found = [(i, j) for i in rows for j in columns if (i, j) in self.places]
         if not found:
             return None
-        seen = like.new_ones(1, 1, outer.rows, outer.columns)
+        seen = np.ones((outer.rows, outer.columns), np.float32)
         for i, j in found:
             tile = Box(i * self.side, j * self.side, (i + 1) * self.side, (j + 1) * self.side)
-            seen[..., *(tile & outer).within(outer)] = 0
+            seen[(tile & outer).within(outer)] = 0
         return seen
 
 

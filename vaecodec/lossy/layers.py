@@ -3,63 +3,34 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..exact import QUALITY_MAX, WEIGHT_MAX_8, Conv, ExactConv, per_channel, requantise, rounded
-
-UNIT = 1 / 16
-"""Grid of hidden activations."""
-STREAM_UNIT = 1 / 128
-"""Grid of the residual streams of the synthesis transform."""
-HIDDEN_MAX = 255
-STREAM_MAX = 2047
-
-SCALES = 64
-SCALE_MIN, SCALE_MAX = 0.11, 256.0
-LAMBDA_MIN = 0.001
-PATCH = 16
-"""Pixels to a latent, along one side."""
-HYPER = 4
-"""Latents to a hyper-latent, along one side."""
-STEPS = 4
-STEP_ORDER = (0, 3, 1, 2)
-"""A step's quarter, xor the parity of the position. Diagonal neighbours come first (0 and 3): then the last two steps
-see all four direct neighbours of the same channel."""
-PIXEL_SCALE = 64
-"""Levels in one unit of the networks: it keeps first and last weights the size of the others."""
-PIXEL_UNIT = 1 / 16 / PIXEL_SCALE
-MEAN_MAX = 2047.0
-INDEX_GAIN = 16
-"""Table indices to one unit of the networks."""
-CONTEXT_MAX = 511
-OUT_MAX = 2**17 - 1
-"""Limit of what the last layers give, in their units."""
-GAIN_BITS = 20
-"""Fraction bits of the decoder's integer gains."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Widths of the network; ``latent`` is M, the channels of y and of the streams at 1/16."""
-
-    width: int = 128  # channels at 1/8
-    latent: int = 320
-    inner: int = 192  # hidden channels of the residual blocks at 1/16
-    blocks: tuple[int, int] = (2, 3)  # residual blocks at 1/8 and at 1/16, in g_a and in g_s
-    hyper: int = 128  # hidden channels of h_a, h_s and the context networks
-    hyper_latent: int = 64  # channels of z
-    knots: int = 9  # stored points over the quality range
-    bits: int = 4  # of activations after the point, in h_s and the context networks, and of means
-    lambda_max: float = 0.25  # at quality 100
-
-    @property
-    def unit(self) -> float:
-        """Grid of those activations, of means and of y_hat."""
-        return 2.0**-self.bits
+from .numbers import (
+    CONTEXT_MAX as CONTEXT_MAX,
+    GAIN_BITS as GAIN_BITS,
+    HIDDEN_MAX as HIDDEN_MAX,
+    HYPER as HYPER,
+    INDEX_GAIN as INDEX_GAIN,
+    LAMBDA_MIN as LAMBDA_MIN,
+    MEAN_MAX as MEAN_MAX,
+    OUT_MAX as OUT_MAX,
+    PATCH as PATCH,
+    PIXEL_SCALE as PIXEL_SCALE,
+    PIXEL_UNIT as PIXEL_UNIT,
+    SCALE_MAX as SCALE_MAX,
+    SCALE_MIN as SCALE_MIN,
+    SCALES as SCALES,
+    STEP_ORDER as STEP_ORDER,
+    STEPS as STEPS,
+    STREAM_MAX as STREAM_MAX,
+    STREAM_UNIT as STREAM_UNIT,
+    UNIT as UNIT,
+    Config as Config,
+)
 
 
 def lagrangian(quality: Tensor, largest: float) -> Tensor:

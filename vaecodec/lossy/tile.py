@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bitstream import (
     NETWORK,
@@ -23,6 +20,7 @@ from bitstream import (
     CorruptError,
     Parts,
     Record,
+    Tables,
     Tile,
     chain,
     pop_plain,
@@ -30,67 +28,136 @@ from bitstream import (
     table_codec,
 )
 
-from ..exact import flat, interpolate
 from ..plain_tiles import Samples
-from .layers import HYPER, UNIT
-from .model import Walk
-from .weights import LossyWeights
+from .numbers import HYPER, STEP_ORDER, STEPS, UNIT, Config, Steps
 
 SYMBOL_MAX = 2**17  # a decoded latent, in steps of 1/64 at the finest, then fits in float32's 24 bits
 RATE_WEIGHT = 0.025  # squared error, in steps of the quantiser, that the encoder takes for a bit less
 
 Symbols = NDArray[np.int32]
-Choose = Callable[[Walk, Symbols], None]
+Floats = NDArray[np.float32]
+
+
+class Networks(Protocol):
+    """The lossy networks, whatever runs them: those of ``weights`` by torch, those of ``engine`` by ONNX Runtime.
+
+    Arrays are [channels, rows, columns]; quality is in hundredths; y_hat and means are in steps of ``config.unit``.
+    """
+
+    config: Config
+    tables: Tables
+    identity: bytes
+
+    @property
+    def margin(self) -> int:
+        """How many latents around a tile analysis and synthesis see."""
+
+    def gains(self, quality: int) -> NDArray[np.int64]:
+        """Of g_s's input, int64 [M], see ``numbers.stream_of``."""
+
+    def prior(self, quality: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of z: means in steps of 1/16 and table numbers, int64 [C_z] both."""
+
+    def analyse(self, x: Floats, quality: int, seen: Floats | None = None) -> Floats:
+        """g_a: x [3, H, W] in 0..255, H and W multiples of 16, to y [M, H / 16, W / 16] in steps of the quantiser.
+
+        seen: 0 where there are no latents, else 1, [H / 16, W / 16]; without any there are all.
+        """
+
+    def hyper_analyse(self, y: Floats, quality: int) -> Floats:
+        """h_a: y [M, h, w] in steps of the quantiser, h and w multiples of 4, to z [C_z, h / 4, w / 4]."""
+
+    def features(self, z: Symbols, quality: int) -> Any:
+        """h_s: z_hat [C_z, h, w] in steps of 1/16 to the features [hyper, 4 h, 4 w] that ``context`` takes."""
+
+    def context(self, step: int, features: Any, y_hat: Symbols, quality: int) -> tuple[Symbols, Symbols]:
+        """One context step: features [hyper, h, w] and y_hat [M, h, w] to means and table indices [M / 4, h, w]."""
+
+    def synthesise(self, stream: Steps, quality: int, seen: Floats | None = None) -> Symbols:
+        """g_s: stream [M, h, w] in steps of 1/128 to x_hat [3, 16 h, 16 w] in sixteenths of a grey level, not clamped
+        to its range. seen: see ``analyse``."""
+
+
+class Walk:
+    """The latents y_hat int32 [M, rows, columns] on their way, one step after the other; 0 where they are not known."""
+
+    def __init__(self, config: Config, rows: int, columns: int) -> None:
+        self.y_hat = np.zeros((config.latent, rows, columns), np.int32)
+        self.unit = config.unit
+        self.mean = np.zeros((config.latent // STEPS, rows, columns), np.int32)
+
+    def quarter(self, y: NDArray[Any], step: int) -> NDArray[Any]:
+        """Of y [M, rows, columns] the quarter of the channels that a step decodes at each position: a copy."""
+        picked = np.empty((len(y) // STEPS, *y.shape[1:]), y.dtype)
+        for parity in range(STEPS):
+            place = (..., slice(parity // 2, None, 2), slice(parity % 2, None, 2))
+            picked[place] = y.reshape(STEPS, -1, *y.shape[1:])[STEP_ORDER[step] ^ parity][place]
+        return picked
+
+    def take(self, values: Symbols, step: int) -> None:
+        """Values [M / 4, rows, columns] of the latents of a step."""
+        quarters = self.y_hat.reshape(STEPS, -1, *self.y_hat.shape[1:])
+        for parity in range(STEPS):
+            place = (..., slice(parity // 2, None, 2), slice(parity % 2, None, 2))
+            quarters[STEP_ORDER[step] ^ parity][place] = values[place]
+
+    def left(self, y: Floats, step: int) -> Floats:
+        """Of latents y, in steps of the quantiser, those of a step, less their means."""
+        left: Floats = self.quarter(y, step) - self.mean * np.float32(self.unit)
+        return left
+
+
+Choose = Callable[[Walk, int, Symbols], None]
 
 
 def parts_of(
-    weights: LossyWeights, rows: int, columns: int, quality: Tensor, choose: Choose | None = None
-) -> Generator[tuple[str, Codec[Symbols]], Symbols, Tensor]:
-    """z, then the latents of each step. Returns y_hat [1, M, rows, columns].
+    networks: Networks, rows: int, columns: int, quality: int, choose: Choose | None = None
+) -> Generator[tuple[str, Codec[Symbols]], Symbols, Symbols]:
+    """z, then the latents of each step. Returns y_hat int32 [M, rows, columns] in steps of the configuration's unit.
 
     choose: the encoder's. It is called before the symbols of a step are asked for: what is left for them to say depends
     on the steps before.
     """
-    model = weights.model
-    c, device, dtype = model.config, quality.device, model.log_ratio.dtype
-
-    def tensor(symbols: Symbols) -> Tensor:
-        if symbols.min() < -SYMBOL_MAX or symbols.max() > SYMBOL_MAX:
-            raise CorruptError("a latent is out of range")
-        return torch.from_numpy(symbols).to(device)
-
-    shape = (1, c.hyper_latent, -(-rows // HYPER), -(-columns // HYPER))
-    z_mean = interpolate(weights.z_mean, quality)[:, :, None, None]
-    z_ids = flat(interpolate(weights.z_index, quality)[:, :, None, None].expand(shape))
-    z = tensor((yield "z", table_codec(weights.tables, z_ids))).long().view(shape)
-    z_hat = (z * round(1 / UNIT) + z_mean).to(dtype) * UNIT
-    features = model.h_s(z_hat, quality)[:, :, :rows, :columns]
-    walk = Walk(model.context, features, torch.zeros((1, c.latent, rows, columns), dtype=dtype, device=device), quality)
-    for number, (mean, index) in enumerate(walk, 1):
-        ids = flat(index)
+    config = networks.config
+    shape = (config.hyper_latent, -(-rows // HYPER), -(-columns // HYPER))
+    z_mean, z_index = (part[:, None, None] for part in networks.prior(quality))
+    z_ids = np.broadcast_to(z_index, shape).astype(np.int32).ravel()
+    z = checked((yield "z", table_codec(networks.tables, z_ids))).astype(np.int64).reshape(shape)
+    z_hat = (z * round(1 / UNIT) + z_mean).astype(np.int32)
+    features = networks.features(z_hat, quality)[:, :rows, :columns]
+    walk = Walk(config, rows, columns)
+    for step in range(STEPS):
+        walk.mean, index = networks.context(step, features, walk.y_hat, quality)
+        ids = index.ravel()
         if choose is not None:
-            choose(walk, ids)
-        symbols = yield f"y_{number}", table_codec(weights.tables, ids)
-        walk.take(tensor(symbols).to(dtype).view(mean.shape) + mean)
+            choose(walk, step, ids)
+        symbols = yield f"y_{step + 1}", table_codec(networks.tables, ids)
+        walk.take((checked(symbols).reshape(index.shape) << config.bits) + walk.mean, step)
     return walk.y_hat
 
 
-def push_tile(weights: LossyWeights, y: Tensor, quality: Tensor, alpha: Samples, depth: int) -> tuple[Tile, Tensor]:
-    """Quantise and code latents [1, M, h, w], in steps of the quantiser, and alpha [H, W, 1 or 0] of ``depth`` bits.
-    What the decoder needs first is pushed last. Gives the tile and y as the decoder gets it."""
-    model = weights.model
-    rows, columns = y.shape[2:]
-    padded = F.pad(y, (0, -columns % HYPER, 0, -rows % HYPER), mode="replicate")
-    z_mean = interpolate(weights.z_mean, quality)[:, :, None, None]
-    z = torch.round(model.h_a(padded, quality) - z_mean * UNIT).clamp(-SYMBOL_MAX, SYMBOL_MAX)
-    chosen, y_hat = [flat(z)], list[Tensor]()
+def checked(symbols: Symbols) -> Symbols:
+    """Raises CorruptError if one is out of range."""
+    if symbols.min() < -SYMBOL_MAX or symbols.max() > SYMBOL_MAX:
+        raise CorruptError("a latent is out of range")
+    return symbols
 
-    def choose(walk: Walk, ids: Symbols) -> None:
-        residual = walk.left(y)
-        chosen.append(quantised(weights, residual.clamp(-SYMBOL_MAX, SYMBOL_MAX), ids))
+
+def push_tile(networks: Networks, y: Floats, quality: int, alpha: Samples, depth: int) -> tuple[Tile, Symbols]:
+    """Quantise and code latents [M, h, w], in steps of the quantiser, and alpha [H, W, 1 or 0] of ``depth`` bits.
+    What the decoder needs first is pushed last. Gives the tile and y_hat, as ``parts_of``."""
+    rows, columns = y.shape[1:]
+    padded = np.pad(y, ((0, 0), (0, -rows % HYPER), (0, -columns % HYPER)), "edge")
+    z_mean = (networks.prior(quality)[0][:, None, None] * UNIT).astype(np.float32)
+    z = np.rint(networks.hyper_analyse(padded, quality) - z_mean).clip(-SYMBOL_MAX, SYMBOL_MAX)
+    chosen, y_hat = [z.astype(np.int32).ravel()], list[Symbols]()
+
+    def choose(walk: Walk, step: int, ids: Symbols) -> None:
+        residual = walk.left(y, step)
+        chosen.append(quantised(networks.tables, residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids))
 
     def parts() -> Parts:
-        y_hat.append((yield from parts_of(weights, rows, columns, quality, choose)))
+        y_hat.append((yield from parts_of(networks, rows, columns, quality, choose)))
 
     stack = AnsStack()
     if alpha.size:
@@ -100,20 +167,20 @@ def push_tile(weights: LossyWeights, y: Tensor, quality: Tensor, alpha: Samples,
 
 
 def pop_tile(
-    weights: LossyWeights,
+    networks: Networks,
     tile: Tile,
     rows: int,
     columns: int,
-    quality: Tensor,
+    quality: int,
     shape: tuple[int, int, int],
     depth: int,
     record: Record | None = None,
-) -> tuple[Tensor, Samples]:
-    """y_hat [1, M, rows, columns], and alpha of the shape given: [H, W, 1 or 0]. Raises CorruptError."""
-    stack, y_hat = AnsStack(tile.words), list[Tensor]()
+) -> tuple[Symbols, Samples]:
+    """y_hat, as ``parts_of``, and alpha of the shape given: [H, W, 1 or 0]. Raises CorruptError."""
+    stack, y_hat = AnsStack(tile.words), list[Symbols]()
 
     def parts() -> Parts:
-        y_hat.append((yield from parts_of(weights, rows, columns, quality)))
+        y_hat.append((yield from parts_of(networks, rows, columns, quality)))
 
     values, before = chain(parts, record).pop(stack), stack.bits()
     alpha: Samples = pop_plain(stack, shape, depth) if shape[2] else np.empty(shape, np.uint16)
@@ -124,13 +191,13 @@ def pop_tile(
     return y_hat[0], alpha
 
 
-def quantised(weights: LossyWeights, residual: Tensor, ids: Symbols) -> Symbols:
-    """Integers [N] for what is left of latents, in steps [1, M / 4, h, w]: rounded, or one nearer to 0 where that saves
+def quantised(tables: Tables, residual: Floats, ids: Symbols) -> Symbols:
+    """Integers [N] for what is left of latents, in steps [M / 4, h, w]: rounded, or one nearer to 0 where that saves
     more bits than its squared error is worth."""
-    values = residual.flatten().double().cpu().numpy()
+    values = residual.ravel().astype(np.float64)
     symbols = np.rint(values)
     some = np.flatnonzero(symbols)
-    value, near, tables = values[some], symbols[some], weights.tables
+    value, near = values[some], symbols[some]
     lower = near - np.sign(near)
     worse = (value - lower) ** 2 - (value - near) ** 2
     saved = tables.bits(ids[some], near.astype(int)) - tables.bits(ids[some], lower.astype(int))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitstream import Tables
 
-from ..exact import QUALITY_MAX, interpolate, per_channel, reach_of
-from ..weights import Answer, Stored, arrays_of, freeze, integers_of, nothing_drawn, ready, scrambled, tables_of, write
+from ..exact import exact_arithmetic, interpolate, per_channel
+from ..networks import Answer, arrays_of, freeze, integers_of, nothing_drawn, ready, scrambled, tensors_in, write
+from ..weights import Stored, tables_of
 from .layers import GAIN_BITS, SCALES, STREAM_MAX, STREAM_UNIT, UNIT, Config
 from .model import LossyModel
-
-KNOWN_INPUTS = ((0, 64), (6180, 64), (QUALITY_MAX, 2**20))
-"""Quality and largest latent, in its steps, of the self-test's tiles; the last drives every sum to its limits."""
+from .numbers import KNOWN_INPUTS, Steps
+from .tile import Floats, Symbols
 
 
 @dataclass
@@ -43,10 +46,81 @@ class LossyWeights:
         self.inverse, self.z_mean, self.z_index = (x.to(device) for x in (self.inverse, self.z_mean, self.z_index))
 
     @property
+    def config(self) -> Config:
+        return self.model.config
+
+    @property
     def margin(self) -> int:
         """How many latents around a tile analysis and synthesis see; two samples at 1/8 are one latent."""
-        parts = (self.model.g_a, self.model.g_s)
-        return max(reach_of(part.coarse) + -(-reach_of(part.fine) // 2) for part in parts)
+        return self.model.config.margin
+
+    # What coders ask for, see ``tile.Networks``: arrays in and out, whatever the device.
+
+    def gains(self, quality: int) -> NDArray[np.int64]:
+        gains: NDArray[np.int64] = interpolate(self.inverse, self.at(quality))[0].cpu().numpy()
+        return gains
+
+    def prior(self, quality: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        mean, index = (interpolate(part, self.at(quality))[0].cpu().numpy() for part in (self.z_mean, self.z_index))
+        return mean, index
+
+    def analyse(self, x: Floats, quality: int, seen: Floats | None = None) -> Floats:
+        with exact_arithmetic(self.device):
+            q = self.at(quality)
+            y = self.model.g_a(self.tensor(x), q, self.mask(seen))
+            return array(self.quantiser_units(y, q))
+
+    def hyper_analyse(self, y: Floats, quality: int) -> Floats:
+        with exact_arithmetic(self.device):
+            return array(self.model.h_a(self.tensor(y), self.at(quality)))
+
+    def features(self, z: Symbols, quality: int) -> Tensor:
+        with exact_arithmetic(self.device):
+            features: Tensor = self.model.h_s(self.tensor(z) * UNIT, self.at(quality))[0]
+            return features
+
+    def context(self, step: int, features: Tensor, y_hat: Symbols, quality: int) -> tuple[Symbols, Symbols]:
+        unit = self.model.config.unit
+        with exact_arithmetic(self.device):
+            mean, index = self.model.context[step](features[None], self.tensor(y_hat) * unit, self.at(quality))
+            return integers(mean / unit), integers(index)
+
+    def synthesise(self, stream: Steps, quality: int, seen: Floats | None = None) -> Symbols:
+        with exact_arithmetic(self.device):
+            h = self.tensor(stream) * STREAM_UNIT
+            return integers(self.model.g_s(h, self.at(quality), self.mask(seen)) * 16)
+
+    def refined(
+        self,
+        x: Floats,
+        y: Floats,
+        inside: tuple[slice, slice],
+        quality: int,
+        effort: int,
+        seen: Floats | None,
+        stepped: Callable[[], None],
+    ) -> Floats:
+        """The latents of a tile, see ``refine``."""
+        from .refine import refined
+
+        with exact_arithmetic(self.device):
+            arrays, q = (self.tensor(x), self.tensor(y)), self.at(quality)
+            return array(refined(self, *arrays, inside, q, effort, self.mask(seen), stepped))
+
+    @property
+    def device(self) -> torch.device:
+        return self.inverse.device
+
+    def at(self, quality: int) -> Tensor:
+        return torch.tensor([quality], device=self.device)
+
+    def tensor(self, x: NDArray[Any]) -> Tensor:
+        """[1, C, H, W] as the layers take it."""
+        tensor = torch.from_numpy(np.ascontiguousarray(x))[None].to(self.device, self.model.log_ratio.dtype)
+        return tensor.contiguous(memory_format=torch.channels_last)
+
+    def mask(self, seen: Floats | None) -> Tensor | None:
+        return None if seen is None else self.tensor(seen[None])
 
     def quantiser_units(self, y: Tensor, quality: Tensor) -> Tensor:
         """g_a's output [1, M, h, w] in steps of the quantiser."""
@@ -80,6 +154,17 @@ class LossyWeights:
         return answer.crc
 
 
+def array(x: Tensor) -> Floats:
+    """float32 [C, H, W] of [1, C, H, W]."""
+    values: Floats = x[0].detach().float().cpu().contiguous().numpy()
+    return values
+
+
+def integers(x: Tensor) -> Symbols:
+    values: Symbols = x[0].to(torch.int32).cpu().contiguous().numpy()
+    return values
+
+
 def save_lossy(path: Path, trained: LossyModel, tables: Tables) -> None:
     """Round a trained model's decoder to integers and write it with its encoder, tables and known answer.
 
@@ -100,11 +185,12 @@ def save_lossy(path: Path, trained: LossyModel, tables: Tables) -> None:
 
 def load(stored: Stored, device: torch.device) -> LossyWeights:
     """Raises ValueError and the like for tensors that do not fit, WeightsError where arithmetic is not exact."""
-    return ready(assembled(stored), stored, device)
+    with exact_arithmetic(device):
+        return ready(assembled(stored), stored, device)
 
 
 def assembled(stored: Stored) -> LossyWeights:
-    decoder, encoder = stored.part("decoder"), stored.part("encoder")
+    decoder, encoder = tensors_in(stored, "decoder"), tensors_in(stored, "encoder")
     with nothing_drawn():
         model = LossyModel(Config(**stored.config)).eval().requires_grad_(False).float()
     missing, unknown = model.load_state_dict({name: part.float() for name, part in encoder.items()}, strict=False)
@@ -117,7 +203,7 @@ def assembled(stored: Stored) -> LossyWeights:
     model.z_index.copy_(decoder["z_index"])
     return LossyWeights(
         model=model,
-        tables=tables_of("tables", decoder),
+        tables=tables_of("tables", stored.part("decoder")),
         identity=stored.identity,
         inverse=decoder["inverse"].long(),
         z_mean=decoder["z_mean"].long(),

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
+from ..kinds import load
 from ..lossy.layers import PATCH
+from ..weights import about, digest_of
 from . import checkpoints
 from .crops import Crops, load_images
 from .objective import FIT_SIDE
@@ -26,3 +30,22 @@ def export(checkpoint: Path, data: Path, out: Path) -> None:
     if checkpoints.lacks_units(state):
         objective.calibrate(model, crops, side - side % PATCH)
     objective.export(out, model, crops, side)
+    add_graphs(out)
+
+
+def add_graphs(path: Path) -> None:
+    """Write the graphs of its networks into an exported weights file, in place of those it has. Its identity stays."""
+    from .. import graphs  # onnx is not needed for the rest
+    from ..lossless import graphs as lossless
+    from ..lossy import graphs as lossy
+
+    wing = {"lossy": lossy, "lossless": lossless}[about(path).kind]
+    model = load(path, torch.device("cpu")).model
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        names = [name for name in file.keys() if not name.startswith("graph")]  # noqa: SIM118
+        tensors = {name: file.get_tensor(name).clone() for name in names}
+    tensors |= graphs.stored_graphs(wing.graphs_of(model, tensors))
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    metadata["digest"] = digest_of(arrays, metadata["config"]).hex()
+    path.write_bytes(save(tensors, metadata))

@@ -1,0 +1,122 @@
+"""Weights in torch: from a file's tensors to networks that are exact where they run, and back into a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from bitstream import Tables
+
+from .exact import ExactConv
+from .weights import FIRST, Stored, Weights, WeightsError, about_of, digest_of, scrambled_array, stored_of
+
+
+class Networks(Weights, Protocol):
+    """Weights that compute a known answer where arithmetic is exact."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
+
+    def known_answer(self) -> int:
+        """CRC-32 of what the exact networks answer to fixed inputs."""
+
+
+AnyNetworks = TypeVar("AnyNetworks", bound=Networks)
+
+
+def tensors_in(stored: Stored, part: str) -> dict[str, Tensor]:
+    """See ``Stored.part``."""
+    return {name: torch.from_numpy(array) for name, array in stored.part(part).items()}
+
+
+def write(
+    path: Path,
+    kind: str,
+    config: Any,
+    decoder: dict[str, Tensor],
+    encoder: dict[str, Tensor],
+    assemble: Callable[[Stored], Networks],
+    architecture: str = FIRST,
+) -> None:
+    """Write a file, with the answer of the networks that ``assemble`` makes of it."""
+    tensors = {f"decoder.{k}": v.cpu().contiguous() for k, v in decoder.items()}
+    tensors |= {f"encoder.{k}": v.cpu().contiguous() for k, v in encoder.items()}
+    metadata = {"kind": kind, "architecture": architecture, "config": json.dumps(asdict(config)), "self_test": ""}
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    stored = stored_of(path, about_of(metadata), metadata, arrays)
+    networks = assemble(stored)
+    # The reference answer is float64's: there the sums are far from any limit.
+    networks.to(torch.device("cpu"), torch.float64)
+    metadata["self_test"] = f"{networks.known_answer():08x}"
+    metadata["identity"] = stored.identity.hex()
+    metadata["digest"] = digest_of(arrays, metadata["config"]).hex()
+    path.write_bytes(save(tensors, metadata))
+
+
+def ready(networks: AnyNetworks, stored: Stored, device: torch.device) -> AnyNetworks:
+    """Networks on a device, where they compute the known answer.
+
+    Where float32 is not exact there (a library's Winograd or FFT kernels, say), float64 takes over. Raises
+    WeightsError if no arithmetic gives the known answer.
+    """
+    for dtype in (torch.float32, torch.float64):
+        networks.to(device, dtype)
+        if f"{networks.known_answer():08x}" == stored.answer:
+            return networks
+    raise WeightsError(f"{stored.name} fails its self-test on {device}")
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """New layers begin at zero. Their weights come from a file, and the caller's random numbers stay as they were."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (torch.zeros if func is torch.randn else func)(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Models are made on the CPU, whatever the caller's default device is, and without random numbers."""
+    with torch.device("cpu"), _NothingDrawn():
+        yield
+
+
+class Answer:
+    """CRC-32 over tensors, each in integer steps of its unit."""
+
+    def __init__(self) -> None:
+        self.crc = 0
+
+    def add(self, x: Tensor, unit: float) -> None:
+        integers = (x / unit).round().to(torch.int32).cpu().contiguous().numpy().astype("<i4")
+        self.crc = zlib.crc32(integers.tobytes(), self.crc)
+
+
+def scrambled(channels: int, height: int, width: int, spread: int, device: torch.device) -> Tensor:
+    """Fixed int64 [1, C, H, W] in -spread..spread from a linear congruential generator: the same for ever."""
+    values = scrambled_array(channels, height, width, spread)
+    return torch.from_numpy(values).view(1, channels, height, width).to(device)
+
+
+def integers_of(convs: dict[str, ExactConv]) -> dict[str, Tensor]:
+    return {f"{name}.{part}": tensor for name, conv in convs.items() for part, tensor in conv.integers().items()}
+
+
+def arrays_of(name: str, tables: Tables) -> dict[str, Tensor]:
+    return {f"{name}.{part}": torch.from_numpy(array.astype(np.int32)) for part, array in tables.to_arrays().items()}
+
+
+def freeze(convs: dict[str, ExactConv], decoder: dict[str, Tensor]) -> None:
+    for name, conv in convs.items():
+        prefix = f"{name}."
+        conv.freeze({key.removeprefix(prefix): part for key, part in decoder.items() if key.startswith(prefix)})
