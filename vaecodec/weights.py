@@ -116,7 +116,7 @@ def about_of(metadata: dict[str, str] | None) -> About:
 def read(path: Path) -> Stored:
     """A whole file. Raises WeightsError if it is missing or damaged."""
     with read_of(path):
-        with torch.device("cpu"), safe_open(path, "pt") as file:
+        with torch.device("cpu"), torch.inference_mode(False), safe_open(path, "pt") as file:
             metadata = file.metadata()
             # Copies: what is mapped would change, or be gone, with the file.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
