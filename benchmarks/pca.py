@@ -42,7 +42,7 @@ def compress(picture: Image.Image, quality: float, weights: LinearWeights | None
     size = (pixels.width, pixels.height)
     header = Header(Kind.PCA, pixels.mode, *size, 8, round(quality * 100), 0, tile, weights.identity)
     Limits().check(header)
-    return pack(header, LinearCoder(weights, CPU).encode(pixels, header, 0, ignore), metadata_of(picture))
+    return pack(header, LinearCoder(weights).encode(pixels, header, 0, ignore), metadata_of(picture))
 
 
 def decompress(data: bytes, weights: Path | None = None) -> Image.Image:

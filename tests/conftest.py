@@ -29,9 +29,7 @@ from vaecodec.lossless.model import LosslessModel
 from vaecodec.lossy import misfits
 from vaecodec.lossy.layers import Config
 from vaecodec.lossy.model import LossyModel
-from vaecodec.training import loop as train
-from vaecodec.training import lossless as lossless_training
-from vaecodec.training import lossy as lossy_training
+from vaecodec.training import loop as train, lossless as lossless_training, lossy as lossy_training
 
 HERE = Path(__file__).parent
 TINY = HERE / "golden" / "tiny.safetensors"
@@ -65,8 +63,8 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
 
 def moving(lossless: Codec) -> Codec:
     """The codec, whose tiles now move their scales."""
-    model = lossless.lossless.model
-    model.config = replace(model.config, groups=20)
+    weights = lossless.lossless
+    weights.config = replace(weights.config, groups=20)
     return lossless
 
 

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import random_words
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from bitstream import AnsStack, Codec, Parts, Tables, bits_back, chain, gaussian_tables, table_codec
 from bitstream.tables import Ints

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, picture, same, saved, small_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -33,8 +32,7 @@ from bitstream import (
     pack,
     unpack,
 )
-from vaecodec import Codec
-from vaecodec import weights as weights_module
+from vaecodec import Codec, weights as weights_module
 from vaecodec.image import ImageError
 from vaecodec.kinds import load
 from vaecodec.lossy.coder import LossyCoder
@@ -157,7 +155,7 @@ def test_tiles_leave_no_seam(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> No
     tiled = np.asarray(tiny.decompress(data))
     assert len(boxes) == 4 * 3
     with vaecodec.exact.exact_arithmetic(CPU):
-        coder, header = LossyCoder(tiny.lossy, CPU), unpack(data).header
+        coder, header = LossyCoder(tiny.lossy), unpack(data).header
         whole = coder.synthesised(band, grid, torch.tensor([8000]), header, Missing(64, set()))
     assert (tiled == whole[:150, :200]).all()
     monkeypatch.setattr(LossyWeights, "margin", 0)

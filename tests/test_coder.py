@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import random_words
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from bitstream import AnsStack, Codec, CorruptError, Tables, gaussian_tables, normalise, table_codec
 from bitstream.tables import Ints

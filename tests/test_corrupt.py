@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY_CPU, cli, names, picture, python, same
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from bitstream import HEADER_SIZE, LimitError, Tile, VaeError, pack, unpack

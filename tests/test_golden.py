@@ -14,14 +14,15 @@ GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*/*.vae"))
 
 
-@pytest.fixture(scope="module")
-def codecs() -> dict[str, Codec]:
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def codecs(request: pytest.FixtureRequest) -> dict[str, Codec]:
+    engine = request.param
     return {
-        "lossy": Codec("cpu", TINY),
-        "lossy-finer": Codec("cpu", TINY_FINER),
-        "lossless": Codec("cpu", TINY_LOSSLESS),
+        "lossy": Codec("cpu", TINY, engine=engine),
+        "lossy-finer": Codec("cpu", TINY_FINER, engine=engine),
+        "lossless": Codec("cpu", TINY_LOSSLESS, engine=engine),
         "pca": Codec("cpu"),
-        "lossless-moving": moving(Codec("cpu", TINY_LOSSLESS)),
+        "lossless-moving": moving(Codec("cpu", TINY_LOSSLESS, engine=engine)),
     }
 
 

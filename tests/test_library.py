@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, cli, picture, python, same, saved
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 import vaecodec.codec

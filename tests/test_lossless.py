@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CPU, TINY_CPU, cli, moving, names, picture, same, saved
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from conftest import picture, small_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from vaecodec import Codec

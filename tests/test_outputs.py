@@ -20,10 +20,10 @@ from conftest import CPU, TINY, TINY_CPU, TINY_LOSSLESS, cli, names, picture, py
 from PIL import Image
 
 from vaecodec import Codec
-from vaecodec.cli import batch, files
+from vaecodec.cli import batch, files, inout
 from vaecodec.cli.files import Job, Request, planned
 from vaecodec.cli.inout import written
-from vaecodec.folders import shown
+from vaecodec.folders import PICTURES, shown
 
 posix = pytest.mark.skipif(os.name == "nt", reason="files of POSIX")
 pytestmark = [posix, pytest.mark.usefixtures("threads")]
@@ -541,15 +541,15 @@ def test_those_of_living_processes_are_not_swept(folder: Path) -> None:
     with written(job, b"data") as temporary:
         assert temporary
         os.utime(temporary, (1, 1))
-        files.sweep(folder)
+        inout.sweep(folder)
         assert temporary.exists()
     assert Path("out.vae").read_bytes() == b"data"
-    for name, age in ((".vaecodec-01234567.tmp", 2 * files.STALE), (".vaecodec-89abcdef.tmp", 0.0)):
+    for name, age in ((".vaecodec-01234567.tmp", 2 * inout.STALE), (".vaecodec-89abcdef.tmp", 0.0)):
         Path(name).touch()
         os.utime(name, (time.time() - age,) * 2)
     os.mkfifo(".vaecodec-00000000.tmp")
     os.utime(".vaecodec-00000000.tmp", (1, 1))
-    files.sweep(folder)
+    inout.sweep(folder)
     assert [name for name in names(folder) if name.startswith(".")] == [
         ".vaecodec-00000000.tmp",
         ".vaecodec-89abcdef.tmp",
@@ -598,9 +598,9 @@ def test_speed_is_that_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not of whoever feeds a pipe."""
     tally = batch.Tally(files.Plan([Job(Path("a"), files.STANDARD)]))
     with tally.bar(False):
-        with files.waiting():
+        with inout.waiting():
             time.sleep(0.2)
-        tally.add(Job(Path("a"), files.STANDARD), batch.Done(10**6, 1, 1, 1, "a"), files.waiting.seconds)
+        tally.add(Job(Path("a"), files.STANDARD), batch.Done(10**6, 1, 1, 1, "a"), inout.waiting.seconds)
         time.sleep(0.01)
     assert float(tally.speed(10**6).split()[0]) > 10
 
@@ -613,7 +613,7 @@ def test_all_tiles_damaged_is_an_error(folder: Path, data: bytes) -> None:
 
 def test_weights_are_not_needed_to_say_no() -> None:
     with pytest.raises(click.UsageError, match="suffix of pictures"):
-        planned(Request(["a.png"], "b.jpg", existing="named"), files.PICTURES, ".vae")
+        planned(Request(["a.png"], "b.jpg", existing="named"), PICTURES, ".vae")
     assert TINY.exists()
 
 

@@ -19,8 +19,7 @@ import vaecodec
 from benchmarks.__main__ import main
 from vaecodec import Codec
 from vaecodec.kinds import load
-from vaecodec.training import checkpoints, lossless, ranks, steps
-from vaecodec.training import loop as train
+from vaecodec.training import checkpoints, loop as train, lossless, ranks, steps
 from vaecodec.training.crops import Crops, load_images
 from vaecodec.training.loop import read_config
 from vaecodec.training.lossy import LossyObjective, rate_distortion_loss

@@ -10,8 +10,7 @@ from unittest.mock import patch
 
 import torch
 
-from vaecodec.training import loop as train
-from vaecodec.training import lossless
+from vaecodec.training import loop as train, lossless
 from vaecodec.training.steps import Trainer
 
 TINY_CONFIG = Path(__file__).parent / "golden" / "tiny.toml"

@@ -102,8 +102,8 @@ def fidelity(
 
 def ms_ssim_of(x: Samples, y: Samples, peak: int = 255) -> float:
     """MS-SSIM of samples [H, W, C] with sides of at least ``SIDE_MIN``, the mean of the channels."""
-    channels = ((samples[..., channel].astype(np.float32) for samples in (x, y)) for channel in range(x.shape[2]))
-    return float(np.mean([_ms_ssim(*pair, peak) for pair in channels]))
+    a, b = (np.moveaxis(samples, 2, 0).astype(np.float32) for samples in (x, y))
+    return sum(_ms_ssim(*pair, peak) for pair in zip(a, b, strict=True)) / len(a)
 
 
 Floats = NDArray[np.float32]
@@ -139,6 +139,10 @@ def blurred(x: Floats) -> Floats:
     window = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
     window = (window / window.sum()).astype(np.float32)
     rows, columns = (side - WINDOW + 1 for side in x.shape)
-    x = sum((weight * x[k : k + rows] for k, weight in enumerate(window)), np.float32(0))
-    blurred: Floats = sum((weight * x[:, k : k + columns] for k, weight in enumerate(window)), np.float32(0))
-    return blurred
+    down: Floats = np.zeros((rows, x.shape[1]), np.float32)
+    for k, weight in enumerate(window):
+        down += weight * x[k : k + rows]
+    across: Floats = np.zeros((rows, columns), np.float32)
+    for k, weight in enumerate(window):
+        across += weight * down[:, k : k + columns]
+    return across

@@ -22,8 +22,7 @@ from torch import Tensor
 from vaecodec.codec import Codec
 from vaecodec.exact import interpolate, per_channel
 from vaecodec.kinds import load, packaged
-from vaecodec.lossy.layers import GAIN_BITS, UNIT, gaussian_bits, lagrangian, pick, scale_of
-from vaecodec.lossy.layers import stream as to_stream
+from vaecodec.lossy.layers import GAIN_BITS, UNIT, gaussian_bits, lagrangian, pick, scale_of, stream as to_stream
 from vaecodec.lossy.model import Walk
 from vaecodec.lossy.weights import LossyWeights
 

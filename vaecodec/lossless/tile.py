@@ -66,11 +66,13 @@ class Networks(Protocol):
     above, and features, are the engine's own.
     """
 
-    config: Config
     pixel_tables: Tables
     prior_tables: Tables
     posterior_tables: Tables
     identity: bytes
+
+    @property
+    def config(self) -> Config: ...
 
     def inference(self, x: Bytes) -> list[Any]:
         """Features of the coarsest picture x [3, 8 h, 8 w] (for three groups of latents), finest first."""

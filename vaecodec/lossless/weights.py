@@ -53,9 +53,8 @@ class LosslessWeights:
         to_device: Any = self.model.to  # not all versions of torch declare memory_format
         to_device(device, dtype, memory_format=torch.channels_last)
 
-    @property
-    def config(self) -> Config:
-        return self.model.config
+    def __post_init__(self) -> None:
+        self.config: Config = self.model.config
 
     @property
     def device(self) -> torch.device:

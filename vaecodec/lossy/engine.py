@@ -97,7 +97,8 @@ class LossyNetworks(Sessions):
 
     def gains(self, quality: int) -> NDArray[np.int64]:
         """Of g_s's input, int64 [M] in steps of 2**-GAIN_BITS."""
-        return at(self.tensors["decoder.inverse"], quality)[0].astype(np.int64)
+        gains: NDArray[np.int64] = at(self.tensors["decoder.inverse"], quality)[0].astype(np.int64)
+        return gains
 
     def prior(self, quality: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Of z: means in steps of 1/16 and table numbers, int64 [C_z] both."""

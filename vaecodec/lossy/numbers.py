@@ -63,7 +63,7 @@ class Config:
     @property
     def unit(self) -> float:
         """Grid of those activations, of means and of y_hat."""
-        return 2.0**-self.bits
+        return float(2.0**-self.bits)
 
     @property
     def margin(self) -> int:
@@ -75,7 +75,7 @@ class Config:
 def lagrangian_of(hundredths: int, largest: float) -> float:
     """lambda of a quality (hundredths): log-linear up to ``largest``; weighs the mean squared error on the 0..255
     scale."""
-    return LAMBDA_MIN * (largest / LAMBDA_MIN) ** (hundredths / QUALITY_MAX)
+    return float(LAMBDA_MIN * (largest / LAMBDA_MIN) ** (hundredths / QUALITY_MAX))
 
 
 def stream_of(y_hat: NDArray[np.int32], gains: NDArray[np.int64], bits: int) -> Steps:

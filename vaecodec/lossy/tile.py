@@ -44,9 +44,11 @@ class Networks(Protocol):
     Arrays are [channels, rows, columns]; quality is in hundredths; y_hat and means are in steps of ``config.unit``.
     """
 
-    config: Config
     tables: Tables
     identity: bytes
+
+    @property
+    def config(self) -> Config: ...
 
     @property
     def margin(self) -> int:
