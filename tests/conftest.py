@@ -155,6 +155,18 @@ def tiny() -> Codec:
     return Codec("cpu", TINY)
 
 
+@pytest.fixture(scope="session")
+def torch_tiny() -> Codec:
+    """The same, run by torch."""
+    return Codec("cpu", TINY, engine="torch")
+
+
+@pytest.fixture(scope="session")
+def torch_lossless_codec() -> Codec:
+    """The codec with the small lossless model, run by torch."""
+    return Codec("cpu", TINY_LOSSLESS, engine="torch")
+
+
 def packaged(kind: str) -> Path:
     """What is tested with the packaged weights must not be skipped where they are missing."""
     path = kinds.packaged(kind)

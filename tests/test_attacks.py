@@ -181,8 +181,8 @@ def test_no_network_runs_on_nothing(codec: Codec, monkeypatch: pytest.MonkeyPatc
     def fail(*_: object) -> None:
         raise AssertionError("a network runs")
 
-    monkeypatch.setattr(type(codec.lossless.model.vae), "descend", fail)
-    monkeypatch.setattr(type(codec.lossy.model.h_s), "forward", fail)
+    monkeypatch.setattr(type(codec.lossless), "descend", fail)
+    monkeypatch.setattr(type(codec.lossy), "features", fail)
     for kind, method, model in (
         (Kind.LOSSY, NETWORK, codec.lossy.identity),
         (Kind.LOSSLESS, BITS_BACK, codec.lossless.identity),

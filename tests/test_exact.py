@@ -186,9 +186,11 @@ def test_freeze_refuses_integers_of_another_shape() -> None:
 
 
 @pytest.mark.parametrize("limit", [2**15 - 1, 2**30])
-def test_kernels_that_saturate_give_another_answer(tiny: Codec, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_kernels_that_saturate_give_another_answer(
+    torch_tiny: Codec, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     """Where products of 8 bits are added in pairs of 16 bits (x86 without VNNI), the self-test must notice."""
-    weights, expected = tiny.lossy, tiny.lossy.known_answer()
+    weights, expected = torch_tiny.lossy, torch_tiny.lossy.known_answer()
     plain = ExactConv.convolved
 
     def saturating(conv: ExactConv, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -216,9 +218,13 @@ def test_worst_inputs_are_exact_in_float32(kernel: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lossy", "lossless"])
-def test_every_layer_of_the_decoder_is_exact_on_its_worst_inputs(tiny: Codec, lossless_codec: Codec, kind: str) -> None:
+def test_every_layer_of_the_decoder_is_exact_on_its_worst_inputs(
+    torch_tiny: Codec, torch_lossless_codec: Codec, kind: str
+) -> None:
     quality = torch.tensor([3333])
-    convs = tiny.lossy.model.decoder_convs() if kind == "lossy" else dict(lossless_codec.lossless.model.convs())
+    convs = (
+        torch_tiny.lossy.model.decoder_convs() if kind == "lossy" else dict(torch_lossless_codec.lossless.model.convs())
+    )
     for name, conv in convs.items():
         x = worst_inputs(conv)
         double = copy.deepcopy(conv).double()
@@ -239,8 +245,8 @@ def test_arithmetic_does_not_depend_on_threads_layout_or_library(count: int, one
             assert torch.equal(conv(x.contiguous(memory_format=layout)).double(), expected)
 
 
-def test_networks_give_the_known_answer_without_onednn(tiny: Codec, lossless_codec: Codec) -> None:
-    for weights in (tiny.lossy, lossless_codec.lossless):
+def test_networks_give_the_known_answer_without_onednn(torch_tiny: Codec, torch_lossless_codec: Codec) -> None:
+    for weights in (torch_tiny.lossy, torch_lossless_codec.lossless):
         expected = weights.known_answer()
         with torch.backends.mkldnn.flags(enabled=False):
             assert weights.known_answer() == expected

@@ -131,11 +131,11 @@ class Scrambled:
 
 
 @pytest.mark.parametrize(("part", "argument"), [("h_s", 0), ("context", 0), ("context", 1)])
-def test_entropy_networks_use_what_they_are_given(tiny: Codec, part: str, argument: int) -> None:
-    model = tiny.lossy.model
+def test_entropy_networks_use_what_they_are_given(torch_tiny: Codec, part: str, argument: int) -> None:
+    model = torch_tiny.lossy.model
     networks = [model.h_s] if part == "h_s" else list(model.context)
     image = picture(96, 80)
-    plain = tiny.compress(image)
+    plain = torch_tiny.compress(image)
     with Scrambled(networks, argument):
-        assert tiny.compress(image) != plain
-    assert tiny.compress(image) == plain
+        assert torch_tiny.compress(image) != plain
+    assert torch_tiny.compress(image) == plain

@@ -7,16 +7,20 @@ import torch
 from conftest import cli
 
 from vaecodec import Codec, selftest
+from vaecodec.lossy.engine import KERNELS
 from vaecodec.weights import WeightsError
 
 
 @pytest.mark.usefixtures("small_weights")
-def test_every_line_is_said() -> None:
-    result = cli("selftest", "--device", "cpu")
+@pytest.mark.parametrize(("engine", "kernels"), [("torch", ["float32", "float32"]), ("auto", list(KERNELS))])
+def test_every_line_is_said(engine: str, kernels: list[str]) -> None:
+    result = cli("selftest", "--device", "cpu", "--engine", engine)
     lines = result.stdout.splitlines()
     assert result.exit_code == 0 and len(lines) == 4 + len(selftest.QUALITIES)
     assert torch.__version__ in lines[0]
-    assert all("known answer in float32 on cpu" in line for line in lines[1:3])
+    names = ("torch", "torch") if engine == "torch" else ("onnx", "onnx")
+    for line, name in zip(lines[1:3], names, strict=True):
+        assert any(f"known answer in {kernel} ({name}) on cpu" in line for kernel in kernels)
     assert "every pixel equal" in lines[-1]
 
 

@@ -195,7 +195,7 @@ def test_lossy(data: codes.Data, tmp_path: Path) -> None:
 
 
 def test_rounded_latents_are_what_a_file_holds(data: codes.Data) -> None:
-    codec, quality = Codec("cpu", TINY), torch.tensor([5000])
+    codec, quality = Codec("cpu", TINY, engine="torch"), torch.tensor([5000])
     ((_, pixels),) = nets.centre_crops(data.pictures, 1, 64)
     x = latents.tensor_of_picture(pixels)
     with torch.no_grad():

@@ -196,18 +196,18 @@ def test_stripes_look_as_far_as_they_must_and_no_further(number: int, monkeypatc
                 assert all(torch.equal(x, y) for x, y in zip(parts, whole, strict=True)) == equal, (name, rows)
 
 
-def test_files_do_not_depend_on_the_stripes(lossless_codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_do_not_depend_on_the_stripes(torch_lossless_codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """On noise beside a photograph, of which the rows have nothing to do with each other."""
     image = picture(60, 70)
     image.paste(picture(60, 30, seed=5), (0, 20))
     files = []
     for rows in (5, 64, 1000):
         monkeypatch.setattr(stripes, "STRIPE", rows)
-        files.append(lossless_codec.compress(image, lossless=True))
+        files.append(torch_lossless_codec.compress(image, lossless=True))
     assert files[0] == files[1] == files[2]
 
 
-def test_the_margin_of_lossy_tiles_is_that_of_the_layers(tiny: Codec) -> None:
+def test_the_margin_of_lossy_tiles_is_that_of_the_layers(torch_tiny: Codec) -> None:
     """Each 3x3 reaches one sample further; two samples at 1/8 are one latent."""
-    blocks = tiny.lossy.model.config.blocks
-    assert tiny.lossy.margin == blocks[1] + -(-blocks[0] // 2) == 2
+    blocks = torch_tiny.lossy.model.config.blocks
+    assert torch_tiny.lossy.margin == blocks[1] + -(-blocks[0] // 2) == 2

@@ -77,7 +77,7 @@ class LossyWeights:
     def features(self, z: Symbols, quality: int) -> Tensor:
         with exact_arithmetic(self.device):
             features: Tensor = self.model.h_s(self.tensor(z) * UNIT, self.at(quality))
-            return features[0]
+            return features.squeeze(0)
 
     def context(self, step: int, features: Tensor, y_hat: Symbols, quality: int) -> tuple[Symbols, Symbols]:
         unit = self.model.config.unit
