@@ -30,11 +30,15 @@ task, variant = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 folder, *paths = map(Path, sys.argv[3:])
 torch.set_num_threads(variant.get("threads", 1))
 torch.backends.mkldnn.set_flags(variant.get("onednn", True))
-lossy, lossless = (Codec(variant.get("device", "cpu"), path) for path in paths)
+engine = variant.get("engine", "torch")
+lossy, lossless = (Codec(variant.get("device", "cpu"), path, engine=engine) for path in paths)
+if "kernel" in variant:
+    lossy.lossy.kernel = variant["kernel"]
 if variant.get("double"):
-    with exact_arithmetic(lossy.device):
-        lossy.lossy.to(lossy.device, torch.float64)
-        lossless.lossless.to(lossless.device, torch.float64)
+    device = torch.device(lossy.device)
+    with exact_arithmetic(device):
+        lossy.lossy.to(device, torch.float64)
+        lossless.lossless.to(device, torch.float64)
 if layout := variant.get("layout"):
     def relayout(_module, arguments):
         return arguments[0].contiguous(memory_format=getattr(torch, layout)), *arguments[1:]
@@ -65,6 +69,10 @@ VARIANTS: list[dict[str, Any]] = [
     {"name": "channels_last", "layout": "channels_last", "quality": 10},
     {"name": "Python coder", "env": {"VAECODEC_CODER": "python"}, "quality": 0},
     {"name": "float64", "double": True, "quality": 80},
+    {"name": "ONNX Runtime", "engine": "onnx", "quality": 70},
+    {"name": "ONNX Runtime, two threads", "engine": "onnx", "threads": 2, "quality": 40},
+    {"name": "ONNX Runtime, no saturation", "engine": "onnx", "kernel": "8-bit integers, without saturation"},
+    {"name": "ONNX Runtime, float32", "engine": "onnx", "kernel": "float32", "quality": 20},
 ]
 CUDA = {"name": "CUDA", "device": "cuda"}
 
@@ -97,11 +105,11 @@ def check(variants: list[dict[str, Any]], weights: list[Path], folder: Path, pho
     assert different == []
 
 
-def test_two_sets_of_kernels_decode_alike(
+def test_three_sets_of_kernels_decode_alike(
     shipped: Path, shipped_lossless: Path, photo: Image.Image, tmp_path: Path
 ) -> None:
-    two = [variant for variant in VARIANTS if variant["name"] in ("one thread", "without oneDNN")]
-    check(two, [shipped, shipped_lossless], tmp_path, photo)
+    three = [variant for variant in VARIANTS if variant["name"] in ("one thread", "without oneDNN", "ONNX Runtime")]
+    check(three, [shipped, shipped_lossless], tmp_path, photo)
 
 
 @pytest.mark.slow

@@ -17,17 +17,23 @@ ENGINES = ("auto", "onnx", "torch")
 _wanted: int | None = None
 
 
-class TorchMissingError(VaeError, ImportError):
-    """torch is not installed, and is needed."""
+class MissingError(VaeError, ImportError):
+    """A library that is needed is not installed."""
+
+
+def need(name: str, purpose: str, extra: str) -> None:
+    """Raises MissingError where a library is not installed that an extra of the package brings."""
+    if not installed(name):
+        raise MissingError(f"{purpose} needs {name}: pip install 'vaecodec[{extra}]'")
 
 
 def torch_for(purpose: str) -> ModuleType:
-    """torch, imported. Raises TorchMissingError."""
-    if not installed("torch"):
-        raise TorchMissingError(f"{purpose} needs torch: pip install 'vaecodec[torch]'")
+    """torch, imported. Raises MissingError."""
+    need("torch", purpose, "torch")
+    first = torch_if_loaded() is None
     import torch
 
-    if _wanted:
+    if first and _wanted:
         torch.set_num_threads(_wanted)
     return torch
 

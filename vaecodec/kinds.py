@@ -65,7 +65,7 @@ def load_lossy(stored: Stored, device: str, engine: str) -> Weights:
         from .lossy.engine import LossyNetworks
 
         return LossyNetworks(stored, threads())
-    torch = torch_for("this file's codec")
+    torch = torch_for(f"{stored.name} on {device}")
     from .lossy.weights import load
 
     return load(stored, torch.device(device))
@@ -76,7 +76,7 @@ def load_lossless(stored: Stored, device: str, engine: str) -> Weights:
         from .lossless.engine import LosslessNetworks
 
         return LosslessNetworks(stored, threads())
-    torch = torch_for("this file's codec")
+    torch = torch_for(f"{stored.name} on {device}")
     from .lossless.weights import load
 
     return load(stored, torch.device(device))
@@ -99,7 +99,7 @@ def load(path: Path, device: Any, engine: str = "torch") -> Any:
 
     device: torch's or its name. engine: "onnx", "torch", or "auto": of the two the first that is there and exact, if
     the device is the CPU. Raises WeightsError if the file is missing or damaged, of an unknown kind or architecture, or
-    no arithmetic of the device gives the known answer, TorchMissingError.
+    no arithmetic of the device gives the known answer, MissingError.
     """
     return loaded(path, read(path), str(device), engine)
 

@@ -39,6 +39,7 @@ def train(
     works under torchrun. What is no picture in --data and --val is named and left out, hidden files are passed over.
     Where the loss is not finite any more, training stops, the last sound weights are exported, and the exit code is 1.
     """
+    need_to_train()
     import torch
 
     from ..training import loop
@@ -72,8 +73,17 @@ def export(checkpoint: Path, data: Path, output: Path) -> None:
     exported(checkpoint, data, output)
 
 
+def need_to_train() -> None:
+    """At once, not when there is something to export."""
+    from ..engines import need
+
+    for name in ("torch", "onnx"):
+        need(name, "training", "train")
+
+
 def exported(checkpoint: Path, data: Path, output: Path) -> None:
     """Write the weights file of a checkpoint; one line where its numbers do not fit into one."""
+    need_to_train()
     from ..training.export import export
 
     try:

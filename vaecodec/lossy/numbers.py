@@ -17,7 +17,7 @@ KNOWN_INPUTS = ((0, 64), (6180, 64), (QUALITY_MAX, 2**20))
 UNIT = 1 / 16
 """Grid of hidden activations."""
 STREAM_BITS = 7
-STREAM_UNIT = 2**-STREAM_BITS
+STREAM_UNIT = 1 / 128
 """Grid of the residual streams of the synthesis transform."""
 HIDDEN_MAX = 255
 STREAM_MAX = 2047
