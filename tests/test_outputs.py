@@ -371,7 +371,7 @@ ready = os.open(os.devnull, os.O_WRONLY)
 @pytest.mark.parametrize("buffered", [False, True])
 def test_all_bytes_are_written(buffered: bool) -> None:
     raw = Slow()
-    files.write_all(io.BufferedWriter(raw) if buffered else raw, bytes(range(256)) * 100)  # type: ignore[type-var]
+    inout.write_all(io.BufferedWriter(raw) if buffered else raw, bytes(range(256)) * 100)  # type: ignore[type-var]
     assert raw.taken == bytes(range(256)) * 100
 
 

@@ -318,7 +318,7 @@ def test_hard_losses_are_those_of_rounded_latents() -> None:
 
 def test_means_of_the_error_weigh_more_at_low_qualities() -> None:
     class Flat(nn.Module):
-        def forward(self, x: Tensor, quality: Tensor, hard: bool) -> Any:
+        def forward(self, x: Tensor, quality: Tensor, **_: object) -> Any:
             return type("Pass", (), {"bits": torch.zeros(len(x)), "x_hat": x + self.error})()
 
         def __init__(self, error: Tensor) -> None:

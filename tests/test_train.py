@@ -163,7 +163,7 @@ def test_exported_weights_are_trained_on_as_good_as_they_are(data: Path, tmp_pat
         "lossless": (TINY_LOSSLESS_CONFIG, TINY_LOSSLESS),
     }[kind]
     resumed = run(data, tmp_path, 0, config, resume=weights)
-    model = checkpoints.model_of(resumed, tmp_path / "last.pt").eval()
+    model = checkpoints.model_of(resumed, tmp_path / "last.pt")[1].eval()
     model.exact(True)
     shipped = load(weights, torch.device("cpu")).model
     images = [image[:, :64, :64] for image in load_images(data)]
