@@ -40,7 +40,7 @@ VaeCodec().decode(VaeCodec().encode(np.array(image)))
 from click.testing import CliRunner
 from vaecodec.cli import main
 image.save(folder / "a.png")
-for arguments in (["compress", "--target-bpp", "9", "--best-effort"], ["compress", "--lossless", "-f"], ["compress", "-f"]):
+for arguments in (["compress", "--target-bpp", "9", "--best-effort"], ["compress", "--lossless", "--overwrite"]):
     result = CliRunner().invoke(main, [*arguments, str(folder / "a.png"), "-o", str(folder / "b.vae")])
     assert result.exit_code == 0, result.output
 for arguments in (["decompress", "b.vae", "-o", "b.png"], ["verify", "b.vae"], ["compare", "a.png", "b.vae"]):

@@ -22,14 +22,12 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from .weights import Stored, WeightsError, read
+from .weights import QUALITY_MAX, Stored, WeightsError, read
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
-
-QUALITY_MAX = 10000
 
 KEPT = 4
 """So many sessions of each graph are kept, for as many qualities."""

@@ -34,13 +34,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .weights import QUALITY_MAX as QUALITY_MAX
+
 ACCUMULATOR_LIMIT = 2**24
 """Sums stay below this integer, up to which float32 is exact."""
 WEIGHT_MAX = 1023
 """Largest integer weight; at most 2047, the integers that survive a cast to TF32."""
 WEIGHT_MAX_8 = 127
-QUALITY_MAX = 10000
-"""Quality is counted in hundredths: 0..10000."""
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from PIL import Image
 from bitstream import Limits, read_header
 
 from .codec import Codec
-from .exact import QUALITY_MAX
 from .guest import public
 from .image import DeepPicture, metadata_of
 from .metrics import fidelity
+from .weights import QUALITY_MAX
 
 ENCODES = 10
 """At most; a search that has not ended by then is on a curve with a step in it."""

@@ -30,6 +30,8 @@ from bitstream import Tables, VaeError
 
 Array = NDArray[Any]
 
+QUALITY_MAX = 10000
+"""Quality is counted in hundredths: 0..10000."""
 FIRST = "1"
 """The architecture of files that name none. Each kind counts its own."""
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..weights import QUALITY_MAX
+
 Steps = NDArray[np.int16]
 
-QUALITY_MAX = 10000
-"""Quality is counted in hundredths: 0..10000."""
 KNOWN_INPUTS = ((0, 64), (6180, 64), (QUALITY_MAX, 2**20))
 """Quality and largest latent, in its steps, of the self-test's tiles; the last drives every sum to its limits."""
 
