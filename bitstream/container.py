@@ -9,7 +9,8 @@ from enum import IntEnum
 from .errors import CorruptError, LimitError, TruncatedError, VersionError
 
 MAGIC = b"\x8bVAE\r\n\x1a\n"
-VERSION = (0, 1)
+VERSION = (0, 2)
+OLDEST = (0, 1)
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -174,7 +175,7 @@ def read_header(data: BytesLike) -> Header:
     if len(head) < HEADER_SIZE:
         raise TruncatedError(f"header of {len(head)} bytes, {HEADER_SIZE} expected")
     fields, crc = head[: _HEADER.size], _CRC.unpack_from(head, _HEADER.size)[0]
-    if version != VERSION or crc != zlib.crc32(fields):
+    if version < OLDEST or crc != zlib.crc32(fields):
         raise CorruptError("header fails its checksum")
     kind, mode, depth, colour, quality, tile, width, height, model = _HEADER.unpack(fields)[3:]
     if kind not in _KINDS or mode not in _MODES:

@@ -111,11 +111,12 @@ def repeated(x: Array, top: int, left: int, bottom: int, right: int) -> Array:
 # Lossy tiles
 
 
-def synthesis(weights: Weights, stream: Array) -> Array:
-    """Pixels [3, 16 h, 16 w] of a stream [M, h, w]."""
+def synthesis(weights: Weights, stream: Array, seen: Array) -> Array:
+    """Pixels [3, 16 h, 16 w] of a stream [M, h, w], which ``seen`` [h, w] has where there are latents."""
     limit = 2047 / 128
 
-    def block(name: str, x: Array) -> Array:
+    def block(name: str, x: Array, seen: Array) -> Array:
+        x = x * seen
         h = grid(x, weights.units(f"{name}.conv_3.in_units", 0), -np.inf, np.inf)
         units = weights.units(f"{name}.conv_3.in_units", 0)
         h = weights.layer(f"{name}.conv_3", np.clip(h, -128 * units, 127 * units), (0, 0), (0, 255))
@@ -123,10 +124,10 @@ def synthesis(weights: Weights, stream: Array) -> Array:
 
     fine, coarse = weights.config["blocks"]
     for i in range(coarse):
-        stream = block(f"g_s.coarse.{i}", stream)
+        stream = block(f"g_s.coarse.{i}", stream, seen)
     stream = shuffled(weights.layer("g_s.up", stream, (1 / 128, 1 / 128), (-2047, 2047)), 2)
     for i in range(fine):
-        stream = block(f"g_s.fine.{i}", stream)
+        stream = block(f"g_s.fine.{i}", stream, seen.repeat(2, 0).repeat(2, 1))
     return shuffled(weights.layer("g_s.head", stream, (1 / 128, 1 / 1024), (1 - 2**17, 2**17 - 1)), 8) * 64 + 128
 
 
@@ -171,29 +172,35 @@ def latents(weights: Weights, coder: Coder, h: int, w: int) -> tuple[Array, int]
 
 def decode_lossy(header: Header, tiles: Sequence[Tile], weights: Weights) -> Picture:
     rows, columns, side = -(-header.height // 16), -(-header.width // 16), header.tile // 16
-    channels = second.CHANNELS[header.mode]
-    colours, alpha = (3 if channels > 2 else 1), channels in (2, 4)
-    y, left = np.zeros((weights.config["latent"], rows, columns)), iter(tiles)
-    clear = np.zeros((header.height, header.width, int(alpha)), int)
+    channels = second.CHANNELS[header.mode] - 2 * header.colour
+    colours = 3 if channels > 2 else 1
+    y, seen, left = np.zeros((weights.config["latent"], rows, columns)), np.zeros((rows, columns)), iter(tiles)
+    whole = np.zeros((header.height, header.width, channels), int)
     for top in range(0, rows, side):
         for start in range(0, columns, side):
             tile, h, w = next(left), min(side, rows - top), min(side, columns - start)
-            require(tile.method == 0, "version", "method")
+            part = whole[16 * top : 16 * (top + h), 16 * start : 16 * (start + w)]
+            if tile.method:
+                part[:] = second.decode_tile(tile, *part.shape, header.depth)
+                continue
             coder = Coder(tile.data)
             y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w)
-            part = clear[16 * top : 16 * (top + h), 16 * start : 16 * (start + w)]
-            if alpha:
-                part[:] = second.pop_plain(coder, *part.shape, header.depth)
+            seen[top : top + h, start : start + w] = 1
+            clear = part[..., colours:]
+            if channels > colours:
+                clear[:] = second.pop_plain(coder, *clear.shape, header.depth)
             require(coder.state == 0 and not coder.stack, "corrupt", "end")
-            require(zlib.crc32(part.astype("<i4").tobytes(), crc) == tile.crc, "corrupt", "CRC")
+            require(zlib.crc32(clear.astype("<i4").tobytes(), crc) == tile.crc, "corrupt", "CRC")
     steps = (y * 2 ** weights.config["bits"]).astype(np.int64)
     inverse = interpolated(weights.tensors["inverse"], weights.quality)[:, None, None]
     divisor = 2**20 // 128 * 2 ** weights.config["bits"]
     stream = np.clip((steps * inverse + divisor // 2) // divisor, -2047, 2047) / 128
-    n = np.clip(16 * synthesis(weights, stream), 0, 4080).astype(np.int64)[:, : header.height, : header.width]
+    n = np.clip(16 * synthesis(weights, stream, seen), 0, 4080).astype(np.int64)[:, : header.height, : header.width]
     samples = ((2 * n * (2**header.depth - 1) + 4080) // 8160).transpose(1, 2, 0)
     samples = samples if colours == 3 else (samples.sum(2, keepdims=True) + 1) // 3
-    picture: Picture = np.concatenate([samples, clear], 2).tolist()
+    by_network = seen.repeat(16, 0).repeat(16, 1)[: header.height, : header.width, None] > 0
+    whole[..., :colours] = np.where(by_network, samples, whole[..., :colours])
+    picture: Picture = np.concatenate([whole[..., :1]] * (2 * header.colour) + [whole], 2).tolist()
     return picture
 
 

@@ -98,6 +98,14 @@ def check(variants: list[dict[str, Any]], weights: list[Path], folder: Path, pho
     assert different == []
 
 
+def test_two_sets_of_kernels_decode_alike(
+    shipped: Path, shipped_lossless: Path, photo: Image.Image, tmp_path: Path
+) -> None:
+    two = [variant for variant in VARIANTS if variant["name"] in ("one thread", "without oneDNN")]
+    check(two, [shipped, shipped_lossless], tmp_path, photo)
+
+
+@pytest.mark.slow
 def test_files_of_every_variant_decode_alike_under_every_other(
     shipped: Path, shipped_lossless: Path, photo: Image.Image, tmp_path: Path
 ) -> None:

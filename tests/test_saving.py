@@ -57,7 +57,7 @@ def test_what_is_written_is_exact_or_refused(format: str, mode: str) -> None:
     [
         ("WEBP", "I;16"), ("AVIF", "I;16"), ("JPEG", "I;16"), ("GIF", "I;16"), ("BMP", "I;16"), ("PDF", "I;16"),
         ("BMP", "RGBA"), ("DIB", "RGBA"), ("PPM", "RGBA"), ("PPM", "LA"), ("JPEG", "RGBA"), ("JPEG", "LA"),
-        ("GIF", "RGB"), ("GIF", "RGBA"), ("ICNS", "RGB"), ("SPIDER", "RGB"),
+        ("GIF", "RGB"), ("GIF", "RGBA"), ("ICNS", "L"), ("SPIDER", "RGB"),
     ],
 )  # fmt: skip
 def test_formats_that_lose_do_so_only_if_asked(format: str, mode: str) -> None:

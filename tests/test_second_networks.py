@@ -18,7 +18,7 @@ FILES = [p for p in sorted(GOLDEN.glob("*/*.vae")) if not p.stem.startswith("pca
 def test_golden_files(path: Path) -> None:
     header, _, tiles = second.read(path.read_bytes())
     methods, digest = {tile.method for tile in tiles}, json.loads((path.parent / "hashes.json").read_text())[path.stem]
-    if header.kind == 1 and methods == {0}:
+    if header.kind == 1 and 0 in methods:
         weights = networks.Weights(TINY_FINER if path.stem == "lossy-finer" else TINY, header.quality)
         picture = networks.decode_lossy(header, tiles, weights)
     elif header.kind == 2 and methods <= {0, 1} and len(tiles) == 1:

@@ -107,6 +107,11 @@ def main() -> None:
 @click.option(
     "--metadata", **options.METADATA, default="all", show_default=True, help="What to keep; icc is all about colour."
 )
+@click.option(
+    "--depth",
+    type=click.IntRange(9, 16),
+    help="Bits in use of 16-bit samples. Default: what the file says, or else what its largest sample takes.",
+)
 @click.option("--verify/--no-verify", default=True, help="Decode the written file before it takes its name.")
 @options.MAX_PIXELS
 @options.computing
@@ -120,6 +125,7 @@ def compress(
     lossless: bool,
     effort: int,
     metadata: list[str],
+    depth: int | None,
     verify: bool,
     limits: Limits,
     machine: options.Machine,
@@ -145,7 +151,7 @@ def compress(
     plan = with_a_picture(files.planned(request, files.PICTURES, ".vae"))
 
     def start() -> batch.Work:
-        from .image import keep_metadata
+        from .image import DeepPicture, keep_metadata
         from .metadata import left_out
         from .metrics import fidelity
         from .targets import missed, search
@@ -166,6 +172,8 @@ def compress(
             job: files.Job, follow: batch.Follow, picture: Image | DeepPicture, others: list[str], read: int
         ) -> batch.Done:
             keep_metadata(picture, metadata)
+            if depth and isinstance(picture, DeepPicture):
+                picture = picture.in_depth(depth)
             pixels = picture.width * picture.height
             progress, notes = follow(pixels, passes + quick_check), list[str]()
             said = [f"not kept: {', '.join(others)}"] if others else []
@@ -179,13 +187,13 @@ def compress(
                 notes.append(f"quality {found.quality:g}")
             else:
                 data = codec.compress(picture, quality, progress, lossless=lossless, effort=effort, limits=limits)
-            size, depth = len(data), read_header(data).depth
+            size, used = len(data), read_header(data).depth
             with files.written(job, data, keep_times=request.keep_times) as temporary:
                 written = temporary or data
                 del data  # large ones leave no room for a second
                 if verify:
                     checking = progress if quick_check else lambda _done: progress(0)
-                    psnr, equal = fidelity(picture, codec.decode_tiles(written, limits, checking), depth)
+                    psnr, equal = fidelity(picture, codec.decode_tiles(written, limits, checking), used)
                     if lossless and not equal:
                         raise VaeError("the decoded pixels are not those of the picture: nothing was written")
                     notes.append("every pixel equal" if lossless else f"{psnr:.2f} dB")

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .image import DeepPicture, ImageError
-from .metadata import FULL, IPTC_TAG, RESOLUTION, STRUCTURE, XMP_KEYWORD, Chunk, unpacked
+from .metadata import FOLDERS, FULL, IPTC_TAG, RESOLUTION, STRUCTURE, XMP_KEYWORD, Chunk, unpacked
 
+ORIENTATION_TAG, RESOLUTION_TAGS = 274, frozenset({282, 283, 296})
 BLOCK = 64  # rows whose filters are chosen together
 
 
@@ -79,6 +80,20 @@ def _filtered(samples: NDArray[np.uint16]) -> Any:
         above = rows[-1:]
 
 
+def _typed(value: Any) -> tuple[int, int, Any] | None:
+    """TIFF's type, count and value of a tag that Pillow has read; None if it is of no simple type."""
+    if isinstance(value, str | bytes):
+        data = value if isinstance(value, bytes) else value.encode("ascii", "replace") + b"\0"
+        return (7 if isinstance(value, bytes) else 2), len(data), data
+    values = value if isinstance(value, tuple) else (value,)
+    if values and all(isinstance(part, int) and 0 <= part < 2**32 for part in values):
+        return (3 if max(values) < 2**16 else 4), len(values), value
+    try:
+        return 12, len(values), tuple(map(float, values)) if values is value else float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
 def _tiff(picture: DeepPicture) -> bytes:
     import tifffile
 
@@ -93,11 +108,8 @@ def _tiff(picture: DeepPicture) -> bytes:
     exif = Image.Exif()
     exif.load(info.get("exif") or b"")
     for code, value in exif.items():
-        if isinstance(value, str) and code not in STRUCTURE:
-            text = value.encode() + b"\0"
-            tags.append((code, 2, len(text), text, True))
-    if 274 in exif:
-        tags.append((274, 3, 1, exif[274], True))
+        if code not in STRUCTURE - {ORIENTATION_TAG} | RESOLUTION_TAGS | {*FOLDERS}:
+            tags += [(code, *typed, True)] if (typed := _typed(value)) else []
     options: dict[str, Any] = {"extrasamples": ["unassalpha"]} if samples.shape[2] == 4 else {}
     for kind, data in unpacked(info.get("png_chunks") or b""):
         if kind in RESOLUTION and len(data) == 9 and data[8] == 1:

@@ -288,7 +288,7 @@ def descriptor_of(path: Path) -> int | None:
         return None
     for _ in range(40):
         folder = os.path.realpath(path.parent)
-        if re.fullmatch(rf"/proc/{os.getpid()}/fd|/dev/fd", folder) and path.name.isdecimal():
+        if re.fullmatch(rf"/proc/{os.getpid()}(/task/\d+)?/fd|/dev/fd", folder) and path.name.isdecimal():
             return int(path.name)
         try:
             path = Path(folder, os.readlink(path))

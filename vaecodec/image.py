@@ -43,6 +43,12 @@ class DeepPicture:
         full = any(kind == FULL for kind, _ in unpacked(info.get("png_chunks", b"")))
         return cls(samples.astype(np.uint16, copy=False), depth, info, full)
 
+    def in_depth(self, depth: int) -> DeepPicture:
+        """With another depth, for the user knows better. Raises ImageError if the file says what it is."""
+        if self.full and depth != self.depth:
+            raise ImageError(f"not {depth} bits a sample: the file says {self.depth}")
+        return replace(self, depth=depth)
+
     def spread(self) -> DeepPicture:
         """With the upper bits of each sample repeated below them, so that white is 65535."""
         samples = self.samples << np.uint16(16 - self.depth) | self.samples >> np.uint16(2 * self.depth - 16)

@@ -36,6 +36,7 @@ NOMINAL = tuple(struct.pack(">IIB", side, side, 1) for side in (2834, 2835, 3779
 SEGMENT_MAX = 65533  # bytes in a segment of JPEG
 TEXT_MAX = 2**24  # bytes of a text, unpacked
 
+FOLDERS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
 """What Pillow raises of damaged tags, and of those that it reads and does not write."""
 
@@ -70,18 +71,18 @@ def _exif_of(picture: Image.Image) -> bytes:
     if picture.format != "TIFF":
         return tags.tobytes()
     kept = Image.Exif()
-    for group in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+    for group in FOLDERS:
         if members := tags.get_ifd(group):
             kept.get_ifd(group).update(members)
     for tag, value in tags.items():
-        if tag in STRUCTURE or tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        if tag in STRUCTURE or tag in FOLDERS:
             continue
         kept[tag] = value
         try:
             kept.tobytes()
         except DAMAGED:
             del kept[tag]
-    return kept.tobytes() if kept or kept.get_ifd(ExifTags.IFD.Exif) or kept.get_ifd(ExifTags.IFD.GPSInfo) else b""
+    return kept.tobytes() if kept or any(map(kept.get_ifd, FOLDERS)) else b""
 
 
 def iptc_of(picture: Any) -> bytes:
@@ -222,6 +223,17 @@ def save_options(info: dict[Any, Any], format: str) -> dict[str, Any]:
     return options
 
 
+def tags_of(payload: bytes) -> set[tuple[int, int]]:
+    """Folder and number of all that is said in Exif data, but for what says how a file stores its pixels."""
+    exif = Image.Exif()
+    try:
+        exif.load(payload)
+        folders = {0: dict(exif), **{int(group): exif.get_ifd(group) for group in FOLDERS}}
+    except DAMAGED:
+        return {(0, 0)}
+    return {(group, tag) for group, folder in folders.items() for tag in set(folder) - STRUCTURE - {*FOLDERS}}
+
+
 def lost(info: dict[Any, Any], file: IO[bytes]) -> list[str]:
     """What of a picture's metadata is not in the file that was written of it."""
     if not any(info.get(key) for key in ("exif", "icc_profile", "xmp", "iptc", "png_chunks")):
@@ -230,9 +242,10 @@ def lost(info: dict[Any, Any], file: IO[bytes]) -> list[str]:
     written: Any = Image.open(file)
     written.load()
     chunks = kept_chunks(file) if written.format == "PNG" else chunks_of(written)
-    found = {"exif": exif_of(written), "iptc": iptc_of(written)}
-    names = [key for key in ("exif", "icc_profile", "xmp", "iptc") if info.get(key)]
-    missing = [key for key in names if not found.get(key) and not written.info.get(key)]
+    names = [key for key in ("icc_profile", "xmp", "iptc") if info.get(key)]
+    missing = [key for key in names if not (written.info.get(key) or (key == "iptc" and iptc_of(written)))]
+    if tags_of(info.get("exif") or b"") - tags_of(exif_of(written)):
+        missing.insert(0, "exif")
     before = unpacked(info.get("png_chunks") or b"")
     texts = {text_of(*chunk) for chunk in chunks if chunk[0] in TEXT}
     colours = {kind for kind, _ in chunks} | ({b"sRGB"} if info.get("icc_profile") else set())

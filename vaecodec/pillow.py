@@ -10,6 +10,9 @@ Nothing here imports torch before a picture is decoded or saved.
 
 from __future__ import annotations
 
+import functools
+import os
+from numbers import Real
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
@@ -37,6 +40,8 @@ def register_vae_opener(codec: Codec | None = None) -> None:
     Image.register_save_all(FORMAT, _save_all)
     Image.register_extension(FORMAT, ".vae")
     Image.register_mime(FORMAT, "image/x-vae")
+    if not hasattr(Image.Image.save, "__wrapped__"):
+        Image.Image.save = _looking_first(Image.Image.save)  # type: ignore[method-assign]
 
 
 def _chosen_codec() -> Codec:
@@ -65,7 +70,7 @@ class VaeImageFile(ImageFile.ImageFile):
         if not _accept(data):
             raise SyntaxError("not a .vae file")
         try:
-            container = unpack(data, UNLIMITED)
+            container = unpack(data, UNLIMITED, partial=ImageFile.LOAD_TRUNCATED_IMAGES)
             refuse_deep_colour(container.header.mode)
         except VaeError as error:
             raise OSError(str(error)) from error
@@ -75,59 +80,109 @@ class VaeImageFile(ImageFile.ImageFile):
         self.info |= info_of(container.sections)
         self.tile = [ImageFile._Tile(FORMAT, (0, 0, *self._size), 0, self._mode)]
 
+    def load_seek(self, pos: int) -> None:
+        """That it is there tells ``ImageFile.Parser`` to wait for the whole file."""
+        assert self.fp is not None
+        self.fp.seek(pos)
+
+    def verify(self) -> None:
+        """Decodes the tiles, whose checksums are those of what they hold. Raises OSError if one fails."""
+        assert self.fp is not None
+        self.fp.seek(0)
+        try:
+            for _ in _chosen_codec().decode_tiles(self.fp, UNLIMITED):
+                pass
+        except VaeError as error:
+            raise OSError(str(error)) from error
+        super().verify()
+
 
 class VaeDecoder(ImageFile.PyDecoder):
-    """Decodes the whole file when Pillow asks for pixels."""
+    """Decodes the whole file when Pillow asks for pixels. With ``ImageFile.LOAD_TRUNCATED_IMAGES`` damaged tiles, and
+    those that are cut off, stay black."""
 
     _pulls_fd = True
 
     def decode(self, buffer: Any) -> tuple[int, int]:
         assert self.fd is not None and self.im is not None
+        damaged = list[tuple[int, int, int, int]]() if ImageFile.LOAD_TRUNCATED_IMAGES else None
         try:
-            for (x, y, width, height), samples in _chosen_codec().decode_tiles(self.fd, UNLIMITED):
+            for (x, y, width, height), samples in _chosen_codec().decode_tiles(self.fd, UNLIMITED, damaged=damaged):
                 self.im.paste(picture_of(samples).im, (x, y, x + width, y + height))
         except VaeError as error:
             raise OSError(str(error)) from error
         return -1, 0
 
 
-OPTIONS = {"lossless": False, "quality": None, "effort": 0}
+CODED = "vaecodec: bytes of the file"
+
+
+def _looking_first(save: Any) -> Any:
+    """Pillow empties the file that it writes to before it asks a plugin, and most of what can fail fails after that. So
+    files of this format are made before Pillow opens anything."""
+
+    @functools.wraps(save)
+    def look_first(self: Image.Image, fp: Any, format: str | None = None, **params: Any) -> None:
+        if isinstance(fp, str | bytes | os.PathLike) and _is_ours(fp, format):
+            several = params.get("append_images") if params.get("save_all") is None else params["save_all"]
+            if several:
+                _refuse_frames(self, params)
+            params |= {CODED: _coded(self, getattr(self, "encoderinfo", {}) | params)}
+        try:
+            save(self, fp, format, **params)
+        finally:
+            getattr(self, "_default_encoderinfo", {}).pop(CODED, None)
+
+    return look_first
+
+
+def _is_ours(path: str | bytes | os.PathLike[str], format: str | None) -> bool:
+    if format:
+        return format.upper() == FORMAT
+    return os.path.splitext(os.fsdecode(path))[1].lower() == ".vae"
 
 
 def _save(picture: Image.Image, file: IO[bytes], name: str | bytes) -> None:
-    """Options: quality, lossless and effort as in ``Codec.compress``; exif (bytes or Image.Exif), icc_profile (bytes)
-    and xmp (bytes or str) stand in for those of the picture's ``info``, None drops them.
+    options = picture.encoderinfo
+    file.write(options[CODED] if CODED in options else _coded(picture, options))
 
-    Raises ValueError for options that are unknown or out of range, OSError for pictures that are not supported.
+
+def _coded(picture: Image.Image, options: dict[str, Any]) -> bytes:
+    """Options: quality, lossless and effort as in ``Codec.compress``; exif (bytes or Image.Exif), icc_profile (bytes)
+    and xmp (bytes or str) stand in for those of the picture's ``info``, None drops them. Others, which other formats
+    know, are passed over, as Pillow's own formats do.
+
+    Raises ValueError for options out of range, OSError for pictures that are not supported.
     """
-    options = dict(picture.encoderinfo)
-    lossless, quality, effort = (options.pop(*option) for option in OPTIONS.items())
+    lossless, quality, effort = options.get("lossless", False), options.get("quality"), options.get("effort", 0)
     if lossless and quality is not None:
         raise ValueError("lossless keeps every pixel: it has no quality")
-    if not isinstance(quality, int | float | None):
+    if not isinstance(quality, Real | None):
         raise ValueError(f"quality {quality!r} is no number from 0 to 100")
     single = picture.copy()  # of several frames the current one, as Pillow has it
     single.info |= carried(picture)  # what Pillow keeps elsewhere
     for key in INFO_KEYS.values():
         if key in options:
-            payload = options.pop(key)
+            payload = options[key]
             payload = payload.tobytes() if isinstance(payload, Image.Exif) else payload
             if not isinstance(payload, bytes | str | None):
                 raise ValueError(f"{key} is of type {type(payload).__name__}, not bytes")
             single.info[key] = payload
-    if options:
-        raise ValueError(f"unknown option {min(options)}: there are {', '.join([*OPTIONS, *INFO_KEYS.values()])}")
     try:
-        data = _chosen_codec().compress(single, 75 if quality is None else quality, lossless=lossless, effort=effort)
+        return _chosen_codec().compress(
+            single, 75.0 if quality is None else float(quality), lossless=bool(lossless), effort=effort
+        )
     except VaeError as error:
         raise OSError(str(error)) from error
-    file.write(data)
+
+
+def _refuse_frames(picture: Image.Image, options: dict[str, Any]) -> None:
+    if getattr(picture, "n_frames", 1) > 1 or list(options.get("append_images", ())):
+        raise ValueError("several frames: a .vae file holds one picture")
 
 
 def _save_all(picture: Image.Image, file: IO[bytes], name: str | bytes) -> None:
-    others = picture.encoderinfo.pop("append_images", ())
-    if getattr(picture, "n_frames", 1) > 1 or list(others):
-        raise ValueError("several frames: a .vae file holds one picture")
+    _refuse_frames(picture, picture.encoderinfo)
     _save(picture, file, name)
 
 
