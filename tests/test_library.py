@@ -67,7 +67,7 @@ def test_every_name_is_there_for_people_and_for_type_checkers() -> None:
     assert all(getattr(vaecodec, name).__doc__ for name in vaecodec.__all__)
     assert {*vaecodec.__all__} <= {*dir(vaecodec)}
     tree = ast.parse(Path(vaecodec.__file__).read_text("utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
     declared = [alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]
     assert sorted(declared) == sorted(vaecodec.__all__)
     assert (Path(vaecodec.__file__).parent / "py.typed").exists()
