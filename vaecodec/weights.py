@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -257,7 +257,7 @@ def _write(path: Path, kind: str, config: Any, decoder: dict[str, Tensor], encod
     weights.to(torch.device("cpu"), torch.float64)
     metadata["self_test"] = f"{weights.known_answer():08x}"
     metadata["digest"] = _digest(tensors, metadata["config"]).hex()
-    save_file(tensors, path, metadata)
+    path.write_bytes(save(tensors, metadata))  # save_file would hide it from other users
 
 
 class _NothingDrawn(TorchFunctionMode):
