@@ -221,7 +221,8 @@ def load(path: Path, device: torch.device) -> Lossy | Lossless:
     try:
         with torch.device("cpu"), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies, for the file may be replaced while they are in use.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         weights = _assemble(tensors, metadata)
         answer = metadata["self_test"]
         if _digest(tensors, metadata["config"]).hex() != metadata["digest"]:
