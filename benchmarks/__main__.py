@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from vaecodec.folders import PICTURES
+
 try:
     from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, sweep, theory, training_speed, visual
     from .codecs import CODECS
@@ -15,7 +17,6 @@ except ModuleNotFoundError as error:
 
 PHOTO, RESULTS = Path("tests/data/astronaut.png"), Path("benchmarks/results")
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 data_option = click.option(
     "--data",
     required=True,
@@ -34,7 +35,7 @@ out_option = click.option(
 
 def find_pictures(folder: Path) -> list[Path]:
     """The picture files directly in the folder, by name."""
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
     if not files:
         raise click.ClickException(f"{folder} holds no pictures")
     return files
@@ -178,7 +179,7 @@ def readme_command(context: click.Context, data: Path | None, photographs: Path,
 @click.option(
     "--out",
     default=pca.PARAMETERS,
-    show_default="beside pca.py",
+    show_default="the packaged weights",
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write.",
 )

@@ -16,11 +16,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from bitstream import AnsStack, unpack
-from vaecodec.codec import TILE, Codec, exact_arithmetic, tiles
-from vaecodec.lossless import MEAN_UNIT, Phase
-from vaecodec.lossless_codec import BITS_BACK, pixel_codec
-from vaecodec.weights import Lossless, load, packaged
+from bitstream import BITS_BACK, AnsStack, unpack
+from vaecodec.codec import Codec
+from vaecodec.exact import exact_arithmetic
+from vaecodec.kinds import load, packaged
+from vaecodec.lossless.heads import Phase
+from vaecodec.lossless.layers import FRACTIONS, MEAN_UNIT
+from vaecodec.lossless.tile import pixel_codec
+from vaecodec.lossless.weights import LosslessWeights
+from vaecodec.tiles import TILE, tiles
 
 SEED = 0
 
@@ -40,13 +44,13 @@ class Row:
     methods: list[int]
 
 
-def phase_bits(weights: Lossless, phase: Phase, inside: Tensor) -> float:
+def phase_bits(weights: LosslessWeights, phase: Phase, inside: Tensor) -> float:
     """Bits of the samples of a phase [1, 3, h, w] that lie inside the picture, under the pixel tables, with the offsets
     of scales that a file of them would have."""
     total = 0.0
     for residual, scale, shape in zip(*(part[0] for part in phase), strict=True):
         r, scales, shapes = (part[inside[0, 0]].double().numpy() for part in (residual, scale, shape))
-        fraction = np.round(-r / MEAN_UNIT).astype(np.int32) % 8
+        fraction = np.round(-r / MEAN_UNIT).astype(np.int32) % FRACTIONS
         values = np.round(r + fraction * MEAN_UNIT).astype(np.int32)
         stack = AnsStack()
         codec = pixel_codec(weights, fraction, scales.round().astype(np.int32), shapes.round().astype(np.int32))
@@ -55,7 +59,7 @@ def phase_bits(weights: Lossless, phase: Phase, inside: Tensor) -> float:
     return total
 
 
-def negative_elbo(weights: Lossless, pixels: NDArray[np.uint8]) -> dict[str, float]:
+def negative_elbo(weights: LosslessWeights, pixels: NDArray[np.uint8]) -> dict[str, float]:
     """-ELBO in bits of one tile [h, w, 3]: continuous Gaussian latents, one sample of them, float64 throughout."""
     model, config = weights.model, weights.model.config
     height, width, _ = pixels.shape
@@ -99,7 +103,7 @@ def run(files: list[Path], out: Path) -> None:
     """Compress each picture to a file's bytes, check the way back, and print the table."""
     codec = Codec("cpu")
     reference = load(packaged("lossless"), torch.device("cpu"))
-    assert isinstance(reference, Lossless)
+    assert isinstance(reference, LosslessWeights)
     reference.to(torch.device("cpu"), torch.float64)
     rows = []
     for file in tqdm(files, leave=False):

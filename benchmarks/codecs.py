@@ -130,7 +130,7 @@ def pca() -> Codec:
     versions = {
         **installed("numpy"),
         "parameters": hashlib.sha256(linear.PARAMETERS.read_bytes()).hexdigest()[:16],
-        "source": source_hash("benchmarks.pca", "bitstream"),
+        "source": source_hash("vaecodec.linear", "bitstream"),
     }
     return Codec("pca", "PCA", "benchmarks/pca.py", NINE, TENTHS, linear.compress, linear.decompress, versions)
 

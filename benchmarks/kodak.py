@@ -19,12 +19,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from vaecodec.cli import main as vaecodec_main
-from vaecodec.metrics import psnr
+from vaecodec.metrics import SIDE_MIN, compare, psnr
 
 from . import plots, report
 from .bd_rate import Curve, bd_rate
 from .codecs import CODECS, Codec
-from .metrics import SIDE_MIN, decibels, ms_ssim
 from .pictures import Cache, Picture, open_picture
 from .speed import fresh_process
 
@@ -100,6 +99,11 @@ class Point:
 def in_psnr(point: Point) -> float:
     """Mean PSNR in dB."""
     return point.psnr
+
+
+def decibels(ms_ssim: float) -> float:
+    """MS-SSIM as -10 log10(1 - x), the scale on which its curves are drawn and compared."""
+    return -10 * math.log10(1 - ms_ssim)
 
 
 def in_decibels(point: Point) -> float:
@@ -180,7 +184,9 @@ def measure_one(codec: Codec, picture: Picture, quality: float) -> dict[str, flo
             raise click.ClickException(f"{codec.title}: the decoded pixels of {picture.name} differ")
         quality_of = {"psnr": math.inf, "ms_ssim": 1.0}
     else:
-        quality_of = {"psnr": psnr(picture.image, decoded), "ms_ssim": ms_ssim(picture.image, decoded)}
+        similarity = compare(picture.image, decoded).ms_ssim
+        assert similarity is not None  # smaller pictures have been refused
+        quality_of = {"psnr": psnr(picture.image, decoded), "ms_ssim": similarity}
     return {"bytes": len(data), **quality_of, "encode_s": marks[1] - marks[0], "decode_s": marks[2] - marks[1]}
 
 

@@ -17,8 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from vaecodec import Codec
-
-SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from vaecodec.folders import PICTURES
 
 Batch = dict[str, Any]
 """Columns: arrays or lists of equal length."""
@@ -69,7 +68,7 @@ def planned(root: Path, out: Path) -> tuple[set[str], list[str]]:
     """The pictures that have no output yet, and a line for each whose output is another's."""
     todo, writers, problems = set[str](), dict[Path, Path](), list[str]()
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
+        if path.suffix.lower() in PICTURES and path.is_file():
             target = target_of(path, root, out)
             if (first := writers.setdefault(target, path)) is not path:
                 problems.append(f"{path}: {target} is what {first} is written to")

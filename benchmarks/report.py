@@ -14,10 +14,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from vaecodec.metrics import psnr
+from vaecodec.metrics import compare, psnr
 
 from .codecs import Codec
-from .metrics import ms_ssim
 from .pictures import Cache, Picture
 
 BPP = 0.3
@@ -65,7 +64,7 @@ def nearest_below(codec: Codec, picture: Picture, budget: int) -> dict[str, Any]
         "bytes": len(data),
         "bpp": 8 * len(data) / picture.pixels,
         "psnr": psnr(picture.image, decoded),
-        "ms_ssim": ms_ssim(picture.image, decoded),
+        "ms_ssim": compare(picture.image, decoded).ms_ssim,
         **embedded(middle(decoded)),
     }
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vaecodec.crops import Crops, load_images
-from vaecodec.objectives import Phase
-from vaecodec.steps import Trainer
-from vaecodec.train import begun, device_of, found_config, read_config
+from vaecodec.training.crops import Crops, load_images
+from vaecodec.training.loop import begun, device_of, found_config, read_config
+from vaecodec.training.objective import Phase
+from vaecodec.training.steps import Trainer
 
 WARM_UP = 2  # steps
 

@@ -9,12 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .container import (
+    BITS_BACK,
     EXIF,
     HEADER_SIZE,
     ICC,
     IPTC,
     MAGIC,
+    NETWORK,
+    PLAIN,
     PNG,
+    RAW,
+    ROUNDED,
+    TILE_MAX,
     VERSION,
     XMP,
     Container,
@@ -37,12 +43,18 @@ if TYPE_CHECKING:
     from .tables import Tables, gaussian_tables, normalise
 
 __all__ = [
+    "BITS_BACK",
     "EXIF",
     "HEADER_SIZE",
     "ICC",
     "IPTC",
     "MAGIC",
+    "NETWORK",
+    "PLAIN",
     "PNG",
+    "RAW",
+    "ROUNDED",
+    "TILE_MAX",
     "VERSION",
     "XMP",
     "AnsStack",

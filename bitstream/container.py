@@ -21,6 +21,13 @@ _CRC = struct.Struct("<I")
 _TILES = b"TILE"
 _ENTRY = (6, 15)  # the fewest and the most bytes of a tile in the directory
 
+NETWORK, PLAIN, RAW = 0, 2, 3
+"""Tile methods of lossy files; lossless ones have PLAIN and RAW, too."""
+BITS_BACK, ROUNDED = 0, 1
+"""Of lossless files. ROUNDED: too few bits to pop latents from, so that their rounded means are sent."""
+TILE_MAX = 2048
+"""It bounds the memory and the work that a tile costs before its checksum is known."""
+
 EXIF, ICC, XMP, IPTC, PNG = b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG "
 
 

@@ -21,11 +21,17 @@ from PIL import Image
 from training_process import SECONDS
 
 import vaecodec.codec
-from bitstream import Kind
-from vaecodec import Codec, lossless, misfits, train, weights
+import vaecodec.kinds
+from vaecodec import Codec, kinds
 from vaecodec.cli import main
-from vaecodec.lossless import LosslessModel
-from vaecodec.model import Config, LossyModel
+from vaecodec.lossless import layers as lossless
+from vaecodec.lossless.model import LosslessModel
+from vaecodec.lossy import misfits
+from vaecodec.lossy.layers import Config
+from vaecodec.lossy.model import LossyModel
+from vaecodec.training import loop as train
+from vaecodec.training import lossless as lossless_training
+from vaecodec.training import lossy as lossy_training
 
 HERE = Path(__file__).parent
 TINY = HERE / "golden" / "tiny.safetensors"
@@ -117,6 +123,12 @@ def small_lossless_model(seed: int = 0) -> LosslessModel:
     return model
 
 
+def few_batches(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Entropy tables are fitted on so few batches."""
+    for module in (lossy_training, lossless_training):
+        monkeypatch.setattr(module, "FIT_BATCHES", count)
+
+
 def random_words(rng: np.random.Generator, n: int) -> bytes:
     return rng.integers(1, 2**32, n, np.uint32).astype("<u4").tobytes()
 
@@ -147,7 +159,7 @@ def tiny() -> Codec:
 
 def packaged(kind: str) -> Path:
     """What is tested with the packaged weights must not be skipped where they are missing."""
-    path = weights.packaged(kind)
+    path = kinds.packaged(kind)
     if not path.exists():
         pytest.fail(f"no packaged weights at {path}")
     return path
@@ -178,18 +190,29 @@ def lossless_codec() -> Codec:
 
 
 @pytest.fixture(scope="session")
-def codec(tiny: Codec, lossless_codec: Codec) -> Codec:
+def codec() -> Codec:
     """The codec with both small models."""
-    codec = Codec("cpu")
-    codec._loaded = {Kind.LOSSY: tiny.lossy, Kind.LOSSLESS: lossless_codec.lossless}
-    return codec
+    return Codec("cpu", [TINY, TINY_LOSSLESS])
+
+
+@pytest.fixture
+def small_tiles(tiny: Codec, lossless_codec: Codec, codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are made of tiles of 64 pixels a side."""
+    for each in (tiny, lossless_codec, codec):
+        monkeypatch.setattr(each, "tile", 64)
+
+
+@pytest.fixture(scope="session")
+def tiled_codec() -> Codec:
+    """The codec with both small models, whose tiles have 64 pixels a side."""
+    return Codec("cpu", [TINY, TINY_LOSSLESS], tile=64)
 
 
 @pytest.fixture
 def small_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small models in place of the packaged ones, for what loads these on its own."""
     paths = {"lossy": TINY, "lossless": TINY_LOSSLESS}
-    monkeypatch.setattr(vaecodec.codec, "packaged", paths.__getitem__)
+    monkeypatch.setattr(vaecodec.kinds, "packaged", paths.__getitem__)
     monkeypatch.setattr(vaecodec.codec, "_shared", {})
 
 

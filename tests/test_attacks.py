@@ -16,7 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bitstream import (
+    BITS_BACK,
     EXIF,
+    NETWORK,
+    PLAIN,
+    RAW,
+    ROUNDED,
     AnsStack,
     Container,
     CorruptError,
@@ -34,10 +39,10 @@ from bitstream import (
     unpack,
 )
 from vaecodec import Codec, WeightsError
-from vaecodec.codec import NETWORK
 from vaecodec.image import CHANNELS
-from vaecodec.lossless_codec import BITS_BACK, PLAIN, RAW, ROUNDED, TileCoder
-from vaecodec.weights import _digest
+from vaecodec.lossless.tile import TileCoder
+from vaecodec.lossy.coder import LossyCoder
+from vaecodec.weights import digest_of
 
 LARGE = Limits(max_pixels=2**64, max_side=2**32, max_tiles=2**64)
 
@@ -89,7 +94,7 @@ def test_weights_with_such_tables(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for name in ("counts", "sizes"):
         changed = tensors | {f"decoder.tables.{name}": tensors[f"decoder.tables.{name}"] + 1}
-        for digest in (metadata["digest"], _digest(changed, metadata["config"]).hex()):
+        for digest in (metadata["digest"], digest_of(changed, metadata["config"]).hex()):
             save_file(changed, path, metadata | {"digest": digest})
             with pytest.raises(WeightsError, match="damaged"):
                 Codec("cpu", path)
@@ -192,7 +197,7 @@ def test_the_first_bad_tile_ends_the_work(
 ) -> None:
     """Whatever the header declares: of a lossy file not even its pixels are computed."""
     popped = list[object]()
-    for owner, name in ((Codec, "_pop_tile"), (TileCoder, "pop")):
+    for owner, name in ((LossyCoder, "_pop"), (TileCoder, "pop")):
         pop = getattr(owner, name)
 
         def counted(*arguments: Any, pop: Any = pop) -> Any:
@@ -200,7 +205,7 @@ def test_the_first_bad_tile_ends_the_work(
             return pop(*arguments)
 
         monkeypatch.setattr(owner, name, counted)
-    monkeypatch.setattr(Codec, "_synthesise", lambda *_: pytest.fail("a network runs"))
+    monkeypatch.setattr(LossyCoder, "synthesised", lambda *_: pytest.fail("a network runs"))
     for file in (lossy, *lossless.values()):
         popped.clear()
         assert isinstance(refused(codec, packed(file, tile=64, width=10_000, height=10_000)), CorruptError)
@@ -226,8 +231,7 @@ import torch
 from bitstream import VaeError
 from vaecodec import Codec
 torch.set_num_threads(1)
-codec, files = Codec("cpu", sys.argv[1]), [Path(name).read_bytes() for name in sys.argv[3:]]
-codec._loaded.update(Codec("cpu", sys.argv[2])._loaded)
+codec, files = Codec("cpu", sys.argv[1:3]), [Path(name).read_bytes() for name in sys.argv[3:]]
 size = 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmSize")))
 resource.setrlimit(resource.RLIMIT_AS, (size + (3 * 178_956_970) + (700 << 20),) * 2)
 for file in files:

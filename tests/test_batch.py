@@ -17,8 +17,10 @@ from conftest import CPU, TINY_CPU, TINY_LOSSLESS, cli, names, picture, python, 
 from PIL import Image
 
 import vaecodec.image
-from vaecodec import Codec, batch, files
-from vaecodec.files import PICTURES, Request, planned
+from vaecodec import Codec
+from vaecodec.cli import batch, files, inout
+from vaecodec.cli.files import Request, planned
+from vaecodec.folders import PICTURES
 from vaecodec.metrics import psnr
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -202,13 +204,13 @@ cli.main()
     arguments = ("--threads", "1", *TINY_CPU, album, "-o", f"{out}/")
     assert python(code, "compress", *arguments).returncode == -signal.SIGKILL
     (left,) = (path for path in out.iterdir() if path.suffix != ".vae")
-    assert files.TEMPORARY.fullmatch(left.name) and len(names(out)) == 3
+    assert inout.TEMPORARY.fullmatch(left.name) and len(names(out)) == 3
     assert all(tiny.decompress(path.read_bytes()) for path in out.glob("*.vae"))
     assert cli("compress", "--skip-existing", *arguments).stderr.startswith("2 files, 2 skipped, ")
     assert cli("verify", *out.glob("*.vae"), *TINY_CPU).exit_code == 0
     assert cli(*DECOMPRESS, out, "-o", f"{album.parent}/back/").exit_code == 0
     assert len(names(album.parent / "back")) == 4 and left.exists()
-    os.utime(left, (time.time() - 2 * files.STALE,) * 2)
+    os.utime(left, (time.time() - 2 * inout.STALE,) * 2)
     assert cli(*COMPRESS, album, "-o", out, "--overwrite").exit_code == 0
     assert not left.exists() and len(names(out)) == 4
 

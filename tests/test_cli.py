@@ -334,7 +334,6 @@ def test_weights_of_the_other_kind(folder: Path, packed: Path, lossless_weights:
     for arguments, weights in (
         (("compress", folder / "in.png", "--lossless"), TINY),
         (("compress", folder / "in.png"), lossless_weights),
-        (("info", "--bits", packed), TINY),
     ):
         check_failure(cli(*arguments, "--weights", weights, *CPU), 4, f"{weights.name} holds loss")
 

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import vaecodec.codec
+import vaecodec.exact
+import vaecodec.lossy.tile
 from bitstream import (
     AnsStack,
     CorruptError,
@@ -26,6 +27,7 @@ from bitstream import (
     LimitError,
     Limits,
     Mode,
+    Tile,
     VersionError,
     gaussian_tables,
     pack,
@@ -33,33 +35,20 @@ from bitstream import (
 )
 from vaecodec import Codec
 from vaecodec import weights as weights_module
-from vaecodec.codec import Band, Box, Missing
 from vaecodec.image import ImageError
-from vaecodec.model import SCALES, LossyModel, scale_of
-from vaecodec.weights import Lossy, WeightsError, load, save_lossy
+from vaecodec.kinds import load
+from vaecodec.lossy.coder import LossyCoder
+from vaecodec.lossy.grid import Band, Missing
+from vaecodec.lossy.layers import SCALES, scale_of
+from vaecodec.lossy.model import LossyModel
+from vaecodec.lossy.tile import quantised
+from vaecodec.lossy.weights import LossyWeights, save_lossy
+from vaecodec.tiles import Box
+from vaecodec.weights import WeightsError
 
 CPU = torch.device("cpu")
 TABLES = gaussian_tables(scale_of(torch.arange(SCALES).double()).numpy(), escape=True)
 SIZES = [(1, 1), (1, 70), (70, 1), (17, 33), (31, 15), (64, 64), (130, 65)]
-
-
-@pytest.fixture
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vaecodec.codec, "TILE", 64)
-
-
-def spied(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
-    """What every call of a method of Codec is given and returns."""
-    calls: list[Any] = []
-    original: Callable[..., Any] = getattr(Codec, name)
-
-    def spy(self: Codec, *arguments: Any) -> Any:
-        result = original(self, *arguments)
-        calls.append((arguments, result))
-        return result
-
-    monkeypatch.setattr(Codec, name, spy)
-    return calls
 
 
 # Round trips
@@ -153,18 +142,25 @@ def test_tiles_round_trip(tiny: Codec, size: tuple[int, int]) -> None:
 def test_tiles_leave_no_seam(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Synthesis tile by tile gives exactly the pixels of synthesis in one piece; with no margin it would not."""
     data = tiny.compress(picture(200, 150), 80)
-    calls = spied(monkeypatch, "_pop_tile")
-    tiled = np.asarray(tiny.decompress(data))
-    assert len(calls) == 4 * 3
-    grid = Box(0, 0, 10, 13)
+    grid, pop, boxes = Box(0, 0, 10, 13), LossyCoder._pop, list[Box]()
     band = Band(16, grid)
     band.move(0, grid.bottom)
-    for (_, box, *_), (stream, _) in calls:
-        band.values[:, *box.within(grid)] = stream
-    with vaecodec.codec.exact_arithmetic(CPU):
-        whole = tiny._synthesise(band, grid, torch.tensor([8000]), 8, Missing(64, set()))
+
+    def spy(self: LossyCoder, tile: Tile, box: Box, *others: Any) -> Any:
+        alpha = pop(self, tile, box, *others)
+        held = next(other for other in others if isinstance(other, Band))
+        band.values[:, *box.within(grid)] = held.values[:, *box.within(held.box)]
+        boxes.append(box)
+        return alpha
+
+    monkeypatch.setattr(LossyCoder, "_pop", spy)
+    tiled = np.asarray(tiny.decompress(data))
+    assert len(boxes) == 4 * 3
+    with vaecodec.exact.exact_arithmetic(CPU):
+        coder, header = LossyCoder(tiny.lossy, CPU), unpack(data).header
+        whole = coder.synthesised(band, grid, torch.tensor([8000]), header, Missing(64, set()))
     assert (tiled == whole[:150, :200]).all()
-    monkeypatch.setattr(Lossy, "margin", 0)
+    monkeypatch.setattr(LossyWeights, "margin", 0)
     without = np.asarray(tiny.decompress(data))
     assert (without != whole[:150, :200]).any()
 
@@ -178,10 +174,11 @@ def test_a_tile_does_not_depend_on_the_bytes_of_others(tiny: Codec) -> None:
     assert unpack(tiny.compress(changed)).tiles[0] == file.tiles[0]
 
 
-def test_the_tile_size_is_read_from_the_file(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vaecodec.codec, "TILE", 128)
-    data = tiny.compress(picture(200, 150))
-    monkeypatch.undo()
+def test_the_tile_size_is_read_from_the_file(tiny: Codec) -> None:
+    data = Codec("cpu", TINY, tile=128).compress(picture(200, 150))
+    for side in (0, 63, 2112):
+        with pytest.raises(ValueError, match=f"tile {side}"):
+            Codec("cpu", tile=side)
     assert unpack(data).header.tile == 128 and tiny.decompress(data).size == (200, 150)
 
 
@@ -305,7 +302,7 @@ def test_files_of_other_weights_kinds_modes_and_methods(tiny: Codec) -> None:
     for changes, error in (
         ({"model": bytes(16)}, WeightsError),
         ({"kind": Kind.LOSSLESS}, WeightsError),
-        ({"kind": Kind.PCA}, VersionError),
+        ({"kind": Kind.PCA}, WeightsError),
         ({"mode": Mode["RGBA"]}, CorruptError),
         ({"colour": 2}, VersionError),
     ):
@@ -339,7 +336,7 @@ def test_loaded_networks_are_those_that_were_trained(tmp_path: Path) -> None:
     model = small_model().eval()
     model.exact(True)
     lossy = load(exported(tmp_path, model), CPU)
-    assert isinstance(lossy, Lossy)
+    assert isinstance(lossy, LossyWeights)
     assert lossy.tables.digest_bytes() == TABLES.digest_bytes()
     for part in ("g_a", "h_a"):
         for name, tensor in getattr(model, part).state_dict().items():
@@ -383,7 +380,7 @@ def test_a_changed_decoder_fails_the_self_test(tmp_path: Path, part: str) -> Non
     tensors, metadata = tensors_of(TINY)
     tensors[f"decoder.{part}"].view(-1)[::3] += 1
     path = tmp_path / "changed.safetensors"
-    save_file(tensors, path, metadata | {"digest": weights_module._digest(tensors, metadata["config"]).hex()})
+    save_file(tensors, path, metadata | {"digest": weights_module.digest_of(tensors, metadata["config"]).hex()})
     with pytest.raises(WeightsError, match="self-test"):
         load(path, CPU)
 
@@ -421,13 +418,13 @@ def test_missing_and_damaged_weights(tmp_path: Path) -> None:
 
 
 def test_float64_takes_over_where_float32_fails_and_decodes_alike(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    known_answer = Lossy.known_answer
+    known_answer = LossyWeights.known_answer
 
-    def failing(lossy: Lossy) -> int:
+    def failing(lossy: LossyWeights) -> int:
         answer = known_answer(lossy)
         return answer if lossy.model.g_s.head.weight.dtype == torch.float64 else answer ^ 1
 
-    monkeypatch.setattr(Lossy, "known_answer", failing)
+    monkeypatch.setattr(LossyWeights, "known_answer", failing)
     double = Codec("cpu", TINY)
     assert double.lossy.model.g_s.head.weight.dtype == torch.float64
     assert double.lossy.identity == tiny.lossy.identity
@@ -485,17 +482,17 @@ def test_rounding_goes_at_most_one_step_towards_zero(tiny: Codec, monkeypatch: p
     for table in (0, 20):
         ids = np.full(97, table, np.int32)
         plain = np.rint(residual.flatten().numpy())
-        moved = np.abs(plain) - np.abs(tiny._quantise(residual, ids))
+        moved = np.abs(plain) - np.abs(quantised(tiny.lossy, residual, ids))
         assert set(moved.tolist()) == {0, 1}
         with monkeypatch.context() as patch:
-            patch.setattr(vaecodec.codec, "RATE_WEIGHT", 0.0)
-            assert np.array_equal(tiny._quantise(residual, ids), plain)
+            patch.setattr(vaecodec.lossy.tile, "RATE_WEIGHT", 0.0)
+            assert np.array_equal(quantised(tiny.lossy, residual, ids), plain)
 
 
 def test_cudnn_stays_off_until_the_last_thread_is_done() -> None:
     before = torch.backends.cudnn.enabled
-    with vaecodec.codec._without_cudnn():
-        with vaecodec.codec._without_cudnn():
+    with vaecodec.exact._without_cudnn():
+        with vaecodec.exact._without_cudnn():
             assert not torch.backends.cudnn.enabled
         assert not torch.backends.cudnn.enabled
     assert torch.backends.cudnn.enabled == before

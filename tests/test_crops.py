@@ -10,7 +10,7 @@ from conftest import picture, saved
 from PIL import Image
 from torch import Tensor
 
-from vaecodec.crops import Crops, FolderError, half_colour, keep_large, load_images, read_picture, wear
+from vaecodec.training.crops import Crops, FolderError, half_colour, keep_large, load_images, read_picture, wear
 
 CPU = torch.device("cpu")
 

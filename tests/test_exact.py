@@ -15,7 +15,6 @@ from vaecodec import Codec
 from vaecodec.exact import (
     ACCUMULATOR_LIMIT,
     QUALITY_MAX,
-    UNIT,
     WEIGHT_MAX,
     WEIGHT_MAX_8,
     Conv,
@@ -24,6 +23,7 @@ from vaecodec.exact import (
     requantise,
     snap,
 )
+from vaecodec.lossy.layers import UNIT
 
 QUALITIES = st.integers(0, QUALITY_MAX)
 

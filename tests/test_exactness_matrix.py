@@ -14,8 +14,7 @@ import torch
 from conftest import python
 from PIL import Image
 
-from bitstream import unpack
-from vaecodec.lossless_codec import BITS_BACK
+from bitstream import BITS_BACK, unpack
 
 WORKER = """
 import hashlib, json, sys
@@ -23,9 +22,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 from vaecodec import Codec
-from vaecodec.codec import exact_arithmetic
+from vaecodec.exact import exact_arithmetic
 from vaecodec.exact import Conv
-from vaecodec.lossless_codec import TileCoder, crc_of
+from vaecodec.lossless.tile import TileCoder
 
 task, variant = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 folder, *paths = map(Path, sys.argv[3:])
@@ -46,7 +45,7 @@ if task == "encode":
     photo = Image.open(folder / "photo.png")
     (folder / (variant["name"] + ".vae")).write_bytes(lossy.compress(photo, variant.get("quality", 75)))
     # By the networks, even if another way should be shorter.
-    TileCoder.push = lambda coder, samples: coder._push_network(coder.weights, samples, crc_of(samples))
+    TileCoder.push = lambda coder, samples: coder._push_network(coder.weights, samples)
     data = lossless.compress(photo.crop((0, 0, 128, 96)), lossless=True)
     (folder / (variant["name"] + ".lossless")).write_bytes(data)
 else:

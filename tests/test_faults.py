@@ -15,8 +15,8 @@ from PIL import Image
 
 from bitstream import gaussian_tables
 from vaecodec import Codec, WeightsError
-from vaecodec.model import SCALES, scale_of
-from vaecodec.weights import save_lossy
+from vaecodec.lossy.layers import SCALES, scale_of
+from vaecodec.lossy.weights import save_lossy
 
 pytestmark = pytest.mark.usefixtures("threads")
 MAIN = "from vaecodec.cli import main; main()"

@@ -15,9 +15,7 @@ from mutate import mutated
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vaecodec.codec.TILE", 64)
-        seeds.write(folder)
+    seeds.write(folder)
     return folder
 
 

@@ -7,28 +7,23 @@ import pytest
 from conftest import TINY_CPU, cli, names, picture, python, saved
 from PIL import Image
 
-import vaecodec.codec
 from bitstream import LimitError, Limits
 from vaecodec import Codec
-from vaecodec.codec import Band
 from vaecodec.image import open_picture
 from vaecodec.info import UNLIMITED
-from vaecodec.weights import Lossy
+from vaecodec.lossy.grid import Band
+from vaecodec.lossy.weights import LossyWeights
 
 SMALL, LARGE = (1024, 1024), (3000, 2000)
 COMMAND = """
 import sys
+from functools import partial
 import vaecodec.codec
 from vaecodec.cli import main
-vaecodec.codec.TILE = 256
+vaecodec.codec.Codec = partial(vaecodec.codec.Codec, tile=256)
 main(sys.argv[1:], standalone_mode=False)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
-
-
-@pytest.fixture
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vaecodec.codec, "TILE", 64)
 
 
 def peak(*arguments: object) -> int:
@@ -78,7 +73,7 @@ def test_pixels_do_not_depend_on_the_rows_that_are_held(
     image.putalpha(picture(150, 330, "L", seed=1))
     data, region = tiny.compress(image), (50, 70, 60, 200)
     expected, part = tiny.decode_array(data), tiny.decode_array(data, region=region)
-    monkeypatch.setattr(Lossy, "margin", margin)
+    monkeypatch.setattr(LossyWeights, "margin", margin)
     assert np.array_equal(tiny.decode_array(data), expected)
     assert np.array_equal(tiny.decode_array(data, region=region), part)
 

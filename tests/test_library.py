@@ -25,20 +25,14 @@ import vaecodec.codec
 from bitstream import CorruptError, LimitError, Limits, TruncatedError, VaeError, pack, unpack
 from vaecodec import Codec, ImageError, read_info
 from vaecodec.codec import shared
-from vaecodec.lossless_codec import TileCoder
+from vaecodec.lossless.tile import TileCoder
+from vaecodec.lossy.coder import LossyCoder
 
 
 @pytest.fixture(scope="module")
-def small_tiles() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vaecodec.codec, "TILE", 64)
-        yield
-
-
-@pytest.fixture(scope="module")
-def tiled(codec: Codec, small_tiles: None) -> dict[bool, bytes]:
+def tiled(tiled_codec: Codec) -> dict[bool, bytes]:
     """A lossy and a lossless file of 4 x 3 tiles."""
-    return {lossless: codec.compress(picture(200, 150), lossless=lossless) for lossless in (False, True)}
+    return {lossless: tiled_codec.compress(picture(200, 150), lossless=lossless) for lossless in (False, True)}
 
 
 def deep(channels: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
@@ -248,7 +242,7 @@ def test_only_the_tiles_of_the_region_are_decoded(
 
         return pop
 
-    monkeypatch.setattr(Codec, "_pop_tile", counted(Codec._pop_tile))
+    monkeypatch.setattr(LossyCoder, "_pop", counted(LossyCoder._pop))
     monkeypatch.setattr(TileCoder, "pop", counted(TileCoder.pop))
     for kind, count in ((False, lossy), (True, lossless)):
         popped.clear()

@@ -14,15 +14,17 @@ from conftest import picture, same
 from numpy.typing import NDArray
 from PIL import Image
 
-import vaecodec.codec
-from bitstream import CorruptError, Kind, Mode, VersionError, pack, unpack
-from vaecodec import Codec, misfits
-from vaecodec.codec import Region
-from vaecodec.lossless_codec import PLAIN, RAW, TileCoder
-from vaecodec.model import lagrangian
+from bitstream import PLAIN, RAW, CorruptError, Kind, Mode, VersionError, pack, unpack
+from vaecodec import Codec
+from vaecodec.lossless.tile import TileCoder
+from vaecodec.lossy import misfits
+from vaecodec.lossy.layers import lagrangian
+from vaecodec.tiles import Region
 
 RNG = np.random.default_rng(0)
 Y, X = np.mgrid[:96, :128]
+
+LAMBDA = 0.25
 
 
 def of(colour: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -38,11 +40,6 @@ def psnr(a: NDArray[Any], b: NDArray[Any]) -> float:
 def shipped_codec() -> Codec:
     """With the packaged weights."""
     return Codec("cpu")
-
-
-@pytest.fixture
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vaecodec.codec, "TILE", 64)
 
 
 def photograph() -> NDArray[np.uint8]:
@@ -93,7 +90,7 @@ def test_no_picture_is_worse_than_lambda_allows_or_larger_than_without_networks(
         (tile,) = unpack(data).tiles
         assert len(tile.words) <= len(plain.words)
         decoded = shipped_codec.decode_array(data).astype(float)
-        pixels, weight = samples.shape[0] * samples.shape[1], float(lagrangian(torch.tensor([quality * 100])))
+        pixels, weight = samples.shape[0] * samples.shape[1], float(lagrangian(torch.tensor([quality * 100]), LAMBDA))
         assert weight * np.square(decoded - samples).mean() <= 8 * len(plain.words) / pixels + 0.01
     assert psnr(decoded, samples) > 33
 
@@ -101,7 +98,7 @@ def test_no_picture_is_worse_than_lambda_allows_or_larger_than_without_networks(
 def test_photographs_are_not_doubted(photo: Image.Image) -> None:
     samples = np.asarray(photo)
     for bits, quality in ((0.1, 0), (0.5, 50), (1.5, 75), (2.5, 90)):
-        assert not misfits.signs(samples, 8).doubtful(bits, float(lagrangian(torch.tensor([quality * 100]))))
+        assert not misfits.signs(samples, 8).doubtful(bits, float(lagrangian(torch.tensor([quality * 100]), LAMBDA)))
         assert not misfits.signs(samples.astype(np.uint16) * 257, 16).doubtful(bits, 0.0)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vaecodec import Codec
-from vaecodec.model import (
+from vaecodec.lossy.layers import (
     LAMBDA_MIN,
     SCALE_MAX,
     SCALE_MIN,

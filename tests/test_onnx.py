@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaecodec import Codec
-from vaecodec.exact import STREAM_MAX, STREAM_UNIT, ExactConv, interpolate
-from vaecodec.model import PIXEL_SCALE, ExactBlock, Synthesis
+from vaecodec.exact import ExactConv, interpolate
+from vaecodec.lossy.layers import PIXEL_SCALE, STREAM_MAX, STREAM_UNIT, ExactBlock
+from vaecodec.lossy.model import Synthesis
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

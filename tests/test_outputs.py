@@ -19,8 +19,11 @@ import pytest
 from conftest import CPU, TINY, TINY_CPU, TINY_LOSSLESS, cli, names, picture, python, same, saved
 from PIL import Image
 
-from vaecodec import Codec, batch, files
-from vaecodec.files import Job, Request, planned, shown, written
+from vaecodec import Codec
+from vaecodec.cli import batch, files, inout
+from vaecodec.cli.files import Job, Request, planned
+from vaecodec.cli.inout import written
+from vaecodec.folders import PICTURES, shown
 
 posix = pytest.mark.skipif(os.name == "nt", reason="files of POSIX")
 pytestmark = [posix, pytest.mark.usefixtures("threads")]
@@ -306,7 +309,7 @@ def test_a_fifo_that_is_named_is_read(folder: Path, data: bytes) -> None:
 
 
 def test_what_is_known_at_once_is_said_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vaecodec.options.Machine.codec", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("vaecodec.cli.options.Machine.codec", lambda *_: pytest.fail("too late"))
     Path("text.png").write_bytes(b"hello")
     Path("file").touch()
     before = names(folder)
@@ -538,15 +541,15 @@ def test_those_of_living_processes_are_not_swept(folder: Path) -> None:
     with written(job, b"data") as temporary:
         assert temporary
         os.utime(temporary, (1, 1))
-        files.sweep(folder)
+        inout.sweep(folder)
         assert temporary.exists()
     assert Path("out.vae").read_bytes() == b"data"
-    for name, age in ((".vaecodec-01234567.tmp", 2 * files.STALE), (".vaecodec-89abcdef.tmp", 0.0)):
+    for name, age in ((".vaecodec-01234567.tmp", 2 * inout.STALE), (".vaecodec-89abcdef.tmp", 0.0)):
         Path(name).touch()
         os.utime(name, (time.time() - age,) * 2)
     os.mkfifo(".vaecodec-00000000.tmp")
     os.utime(".vaecodec-00000000.tmp", (1, 1))
-    files.sweep(folder)
+    inout.sweep(folder)
     assert [name for name in names(folder) if name.startswith(".")] == [
         ".vaecodec-00000000.tmp",
         ".vaecodec-89abcdef.tmp",
@@ -595,9 +598,9 @@ def test_speed_is_that_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not of whoever feeds a pipe."""
     tally = batch.Tally(files.Plan([Job(Path("a"), files.STANDARD)]))
     with tally.bar(False):
-        with files.waiting():
+        with inout.waiting():
             time.sleep(0.2)
-        tally.add(Job(Path("a"), files.STANDARD), batch.Done(10**6, 1, 1, 1, "a"), files.waiting.seconds)
+        tally.add(Job(Path("a"), files.STANDARD), batch.Done(10**6, 1, 1, 1, "a"), inout.waiting.seconds)
         time.sleep(0.01)
     assert float(tally.speed(10**6).split()[0]) > 10
 
@@ -610,7 +613,7 @@ def test_all_tiles_damaged_is_an_error(folder: Path, data: bytes) -> None:
 
 def test_weights_are_not_needed_to_say_no() -> None:
     with pytest.raises(click.UsageError, match="suffix of pictures"):
-        planned(Request(["a.png"], "b.jpg", existing="named"), files.PICTURES, ".vae")
+        planned(Request(["a.png"], "b.jpg", existing="named"), PICTURES, ".vae")
     assert TINY.exists()
 
 

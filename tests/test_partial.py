@@ -8,21 +8,18 @@ import pytest
 from conftest import TINY_CPU, cli, picture
 from PIL import Image
 
-import vaecodec.codec
 from bitstream import CorruptError, Tile, TruncatedError, VersionError, pack, unpack
 from vaecodec import Codec
-from vaecodec.codec import Region
+from vaecodec.tiles import Region
 
 MARGIN = 32  # pixels that a lossy tile sees of its neighbours
 TILES = [(x, y, min(64, 150 - x), min(64, 100 - y)) for y in (0, 64) for x in (0, 64, 128)]
 
 
 @pytest.fixture(scope="module")
-def files(codec: Codec) -> dict[bool, bytes]:
+def files(tiled_codec: Codec) -> dict[bool, bytes]:
     """A lossy and a lossless file of six tiles."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vaecodec.codec, "TILE", 64)
-        return {lossless: codec.compress(picture(150, 100), lossless=lossless) for lossless in (False, True)}
+    return {lossless: tiled_codec.compress(picture(150, 100), lossless=lossless) for lossless in (False, True)}
 
 
 def broken(data: bytes, number: int) -> bytes:

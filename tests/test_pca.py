@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import CPU, cli, picture, same
 from PIL import Image
 
 pytest.importorskip("benchmarks")  # not in the wheel
 
 from benchmarks import pca
 from bitstream import CorruptError, Kind, Mode, TruncatedError, VersionError, pack, read_header, unpack
+from vaecodec.codec import Region, shared
 from vaecodec.image import ImageError
+from vaecodec.kinds import load
+from vaecodec.linear import walk
+from vaecodec.linear.coder import pixels_from
 from vaecodec.weights import WeightsError
 
 SIZES = [(1, 1), (1, 9), (9, 1), (8, 8), (16, 8), (17, 33), (130, 65)]
@@ -36,7 +40,7 @@ def test_round_trip(size: tuple[int, int], mode: str) -> None:
 def test_header() -> None:
     header = read_header(pca.compress(picture(20, 10), 12.34))
     assert (header.kind, header.mode, header.width, header.height) == (Kind.PCA, Mode["RGB"], 20, 10)
-    assert (header.quality, header.model) == (1234, pca.packaged().identity)
+    assert (header.quality, header.model) == (1234, pca.packaged_weights().identity)
 
 
 def test_metadata_is_kept() -> None:
@@ -45,11 +49,26 @@ def test_metadata_is_kept() -> None:
     assert pca.decompress(pca.compress(original, 50)).info["icc_profile"] == b"profile"
 
 
-def test_several_tiles(monkeypatch: pytest.MonkeyPatch, photo: Image.Image) -> None:
-    monkeypatch.setattr(pca, "TILE", 64)
-    data = pca.compress(photo, 60)
+def test_several_tiles(photo: Image.Image) -> None:
+    data = pca.compress(photo, 60, tile=64)
     assert len(unpack(data).tiles) == 12
-    assert psnr(photo, pca.decompress(data)) > 33
+    decoded = pca.decompress(data)
+    assert psnr(photo, decoded) > 33
+    # What every kind of file can do.
+    codec, region = shared("cpu"), (50, 30, 90, 101)
+    assert same(codec.decompress(data, region=region), decoded.crop((50, 30, 140, 131)))
+    assert list(codec.account(data)) == ["components", "metadata", "overhead"]
+    damaged = list[Region]()
+    codec.decompress(data[:-9], damaged=damaged)
+    assert damaged == [(192, 128, 64, 64)]
+
+
+def test_the_command_line_reads_it(tmp_path: Path) -> None:
+    data = pca.compress(picture(40, 30), 60)
+    (tmp_path / "a.vae").write_bytes(data)
+    assert cli("decompress", tmp_path / "a.vae", *CPU).exit_code == 0
+    with Image.open(tmp_path / "a.png") as decoded:
+        assert same(decoded.convert("RGB"), pca.decompress(data))
 
 
 def test_bytes_are_the_same_with_both_coders(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +97,7 @@ def test_fewer_bytes_than_jpeg_for_more_psnr(photo: Image.Image) -> None:
 
 
 def test_basis_is_orthonormal() -> None:
-    basis = pca.packaged().basis.astype(np.float64)
+    basis = pca.packaged_weights().basis.astype(np.float64)
     assert np.abs(basis.T @ basis - np.eye(192)).max() < 1e-5
     # The first three are flat: all pixels of a block are alike.
     assert np.ptp(basis[:, :3].reshape(64, 3, 3), axis=0).max() < 1e-6
@@ -99,13 +118,13 @@ def test_blocks_there_and_back() -> None:
     blocks = pca.blocks_of(pixels)
     assert blocks.shape == (2, 3, 192)
     assert (blocks[1, 2].reshape(8, 8, 3) == pixels[8:, 16:]).all()
-    assert (pca.pixels_from(blocks) == pixels).all()
+    assert (pixels_from(blocks) == pixels).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 7), (2, 5, 4), (1, 9, 16)])
 def test_passes_visit_all_blocks_and_look_back(shape: tuple[int, int, int]) -> None:
     seen: set[int] = set()
-    for _, blocks, neighbours, inside in pca.passes(shape):
+    for _, blocks, neighbours, inside in walk.passes(shape):
         assert set(neighbours[inside == 1].tolist()) <= seen
         assert not seen & set(blocks.tolist())
         seen |= set(blocks.tolist())
@@ -140,7 +159,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(WeightsError):
         pca.decompress(pack(replace(file.header, model=bytes(16)), file.tiles))
     with pytest.raises(VersionError):
-        pca.decompress(pack(replace(file.header, kind=Kind.LOSSY), file.tiles))
+        pca.decompress(pack(replace(file.header, mode=Mode.RGBA), file.tiles))
     with pytest.raises(CorruptError):
         pca.decompress(pack(file.header, [replace(file.tiles[0], method=1)]))
     with pytest.raises(ValueError, match="quality"):
@@ -148,10 +167,10 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ImageError):
         pca.compress(picture(9, 9, "RGBA"), 50)
     with pytest.raises(WeightsError):
-        pca.load(tmp_path / "missing")
+        load(tmp_path / "missing", pca.CPU)
     (tmp_path / "damaged").write_bytes(b"damaged")
     with pytest.raises(WeightsError):
-        pca.load(tmp_path / "damaged")
+        load(tmp_path / "damaged", pca.CPU)
 
 
 def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,10 +178,12 @@ def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         picture(40, 40, seed=seed).save(tmp_path / f"{seed}.png")
     for name, value in (("CROP", 32), ("ROUNDS", (1, 1)), ("GROUPS", [(3, 8), (8, 192)])):
         monkeypatch.setattr(pca, name, value)
+    monkeypatch.setattr(walk, "GROUPS", pca.GROUPS)
     pca.train(tmp_path, tmp_path / "pca.safetensors")
-    parameters = pca.load(tmp_path / "pca.safetensors")
-    monkeypatch.setattr(pca, "packaged", lambda: parameters)
+    parameters = load(tmp_path / "pca.safetensors", pca.CPU)
     original = picture(40, 40, seed=9)
-    assert psnr(original, pca.decompress(pca.compress(original, 100))) > 34  # of 64 blocks of training
+    assert (
+        psnr(original, pca.decompress(pca.compress(original, 100, parameters), tmp_path / "pca.safetensors")) > 34
+    )  # of 64 blocks of training
     pca.train(tmp_path, tmp_path / "again.safetensors")
-    assert pca.load(tmp_path / "again.safetensors").identity == parameters.identity
+    assert load(tmp_path / "again.safetensors", pca.CPU).identity == parameters.identity

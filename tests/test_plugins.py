@@ -49,7 +49,7 @@ def test_verify_looks_at_the_tiles(lossless: bool) -> None:
 
 @pytest.mark.parametrize("lossless", [False, True])
 def test_truncated_images(monkeypatch: pytest.MonkeyPatch, lossless: bool) -> None:
-    monkeypatch.setattr(vaecodec.codec, "TILE", 64)
+    monkeypatch.setattr(vaecodec.codec.shared(), "tile", 64)
     image = picture(128, 64)
     data = saved(image, "VAE", **({"lossless": True} if lossless else {"quality": 90}))
     whole = np.asarray(Image.open(io.BytesIO(data)))

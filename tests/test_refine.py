@@ -7,11 +7,11 @@ import torch
 from conftest import PHOTO, TINY_CPU, cli, picture, same
 from PIL import Image
 
-import vaecodec.codec
-from vaecodec import Codec, refine
+from vaecodec import Codec
+from vaecodec.lossy import refine
+from vaecodec.lossy.layers import Config, lagrangian
+from vaecodec.lossy.refine import DESCENT, by_chance
 from vaecodec.metrics import psnr
-from vaecodec.model import Config, lagrangian
-from vaecodec.refine import DESCENT, by_chance
 
 
 def cost(codec: Codec, image: Image.Image, quality: float, effort: int) -> float:
@@ -42,8 +42,7 @@ def test_a_step_too_far_is_taken_back(tiny: Codec, monkeypatch: pytest.MonkeyPat
     assert cost(tiny, image, 50, 1) < 1.02 * cost(tiny, image, 50, 0)
 
 
-def test_equal_pictures_give_equal_files(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vaecodec.codec, "TILE", 64)
+def test_equal_pictures_give_equal_files(tiny: Codec, small_tiles: None) -> None:
     image = picture(150, 70, "RGBA")
     data = tiny.compress(image, 60, effort=1)
     assert data == tiny.compress(image, 60, effort=1) != tiny.compress(image, 60)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 import bitstream
-import vaecodec.codec
 from bitstream import EXIF, ICC, CorruptError, LimitError, Section, TruncatedError, VaeError, VersionError, pack, unpack
-from vaecodec import Codec, misfits
+from vaecodec import Codec
+from vaecodec.lossy import misfits
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXT = (Path(bitstream.__file__).parent / "FORMAT.md").read_text("utf-8")
@@ -57,8 +57,7 @@ PICTURES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_pictures(codec: Codec, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vaecodec.codec, "TILE", 64)
+def test_pictures(codec: Codec, name: str, small_tiles: None) -> None:
     data = codec.compress(PICTURES[name], lossless=True)
     tiles = unpack(data).tiles
     assert {tile.method for tile in tiles} == ({3} if name in ("noise", "16-bit noise", "one pixel") else {2})
@@ -68,10 +67,9 @@ def test_pictures(codec: Codec, name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert (np.array(decoded).squeeze() == PICTURES[name].squeeze()).all()
 
 
-@pytest.mark.usefixtures("doubts")
+@pytest.mark.usefixtures("doubts", "small_tiles")
 @pytest.mark.parametrize("name", ["L", "RGBA", "flat", "16-bit noise", "many tiles", "grey"])
 def test_lossy_pictures(codec: Codec, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vaecodec.codec, "TILE", 64)
     monkeypatch.setattr(misfits, "signs", lambda *_: misfits.Signs(0.0, 0.0))
     samples = PICTURES["L"][..., None].repeat(3, 2) if name == "grey" else PICTURES[name]
     data = codec.compress(samples, 100)

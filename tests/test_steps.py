@@ -15,15 +15,17 @@ from conftest import TINY_CONFIG, TINY_LOSSLESS_CONFIG, picture, small_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vaecodec import lossless, steps
-from vaecodec.calibrate import calibrate, smallest_units
-from vaecodec.crops import Crops
-from vaecodec.exact import QUALITY_MAX, STREAM_UNIT, UNIT, Conv, interpolate, shares
-from vaecodec.model import Context, ExactBlock, LossyModel, rounded
-from vaecodec.objectives import Lossy, Phase, rate_distortion_loss
-from vaecodec.soap import LEARN_EVERY, Kernel, Soap, iterated
-from vaecodec.steps import CLIP, JUDGE_EVERY, NORM_LERP, Trainer, UnsoundError, clip
-from vaecodec.train import read_config
+from vaecodec.exact import QUALITY_MAX, Conv, interpolate, rounded, shares
+from vaecodec.lossy.layers import STREAM_UNIT, UNIT, ExactBlock
+from vaecodec.lossy.model import Context, LossyModel
+from vaecodec.training import lossless, steps
+from vaecodec.training.calibrate import calibrate, smallest_units
+from vaecodec.training.crops import Crops
+from vaecodec.training.loop import read_config
+from vaecodec.training.lossy import LossyObjective, rate_distortion_loss
+from vaecodec.training.objective import Phase
+from vaecodec.training.soap import LEARN_EVERY, Kernel, Soap, iterated
+from vaecodec.training.steps import CLIP, JUDGE_EVERY, NORM_LERP, Trainer, UnsoundError, clip
 
 CPU = torch.device("cpu")
 CONFIGS = {"lossy": TINY_CONFIG, "lossless": TINY_LOSSLESS_CONFIG}
@@ -269,15 +271,15 @@ def test_what_is_not_finite_is_noticed_and_sound_weights_are_kept(monkeypatch: p
         trainer.check()
         assert not judged(trainer, 1.0)
         kept = [weight.clone() for weight in trainer.weights()]
-        plain = Lossy.loss
+        plain = LossyObjective.loss
 
-        def broken(self: Lossy, model: Any, *rest: Any, kind: str = kind, plain: Any = plain) -> Tensor:
+        def broken(self: LossyObjective, model: Any, *rest: Any, kind: str = kind, plain: Any = plain) -> Tensor:
             loss: Tensor = plain(self, model, *rest)
             # The root's slope at 0 is infinite.
             return loss * math.nan if kind == "loss" else loss + (model.log_ratio * 0).sum().sqrt()
 
         with monkeypatch.context() as patch:
-            patch.setattr(Lossy, "loss", broken)
+            patch.setattr(LossyObjective, "loss", broken)
             trainer.launch(SMALL, 1.0)
             trainer.launch(SMALL, 1.0)
         with pytest.raises(UnsoundError, match="the loss is nan" if kind == "loss" else "step 2|the loss is nan"):

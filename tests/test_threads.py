@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import TINY, TINY_LOSSLESS, picture
 
-from bitstream import Kind, VaeError
+from bitstream import VaeError
 from vaecodec import Codec
 
 THREADS = 8
@@ -105,8 +105,7 @@ def test_no_wrong_pixel(codec: Codec) -> None:
 
 def main(minutes: float) -> None:
     torch.set_num_threads(1)
-    codec = Codec("cpu", TINY)
-    codec._loaded[Kind.LOSSLESS] = Codec("cpu", TINY_LOSSLESS).lossless
+    codec = Codec("cpu", [TINY, TINY_LOSSLESS])
     done, wrong, sizes = soak(codec, 60 * minutes)
     print(dict(done), f"{len(wrong)} wrong", *wrong[:5], "megabytes:", *(f"{size:.0f}" for size in sizes))
 

@@ -12,21 +12,25 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import HERE, TINY, TINY_CONFIG, TINY_LOSSLESS, TINY_LOSSLESS_CONFIG, cli, picture, same
+from conftest import HERE, TINY, TINY_CONFIG, TINY_LOSSLESS, TINY_LOSSLESS_CONFIG, cli, few_batches, picture, same
 from training_process import equal, losses_of, minutes, run, state_of
 
+import vaecodec
 from benchmarks.__main__ import main
-from vaecodec import Codec, checkpoints, export, lossless, ranks, steps, train
-from vaecodec.crops import Crops, load_images
-from vaecodec.objectives import Lossy, Phase, rate_distortion_loss
-from vaecodec.train import read_config
-from vaecodec.weights import load
+from vaecodec import Codec
+from vaecodec.kinds import load
+from vaecodec.training import checkpoints, lossless, ranks, steps
+from vaecodec.training import loop as train
+from vaecodec.training.crops import Crops, load_images
+from vaecodec.training.loop import read_config
+from vaecodec.training.lossy import LossyObjective, rate_distortion_loss
+from vaecodec.training.objective import Phase
 
 
 def test_the_command_writes_checkpoints_curve_and_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "FIT_BATCHES", 3)
+    few_batches(monkeypatch, 3)
     result = cli(
         "train", TINY_CONFIG, "--data", data, "--minutes", 0.03, "--out", tmp_path, "--val", data, "--device", "cpu"
     )
@@ -46,7 +50,7 @@ def test_the_command_writes_checkpoints_curve_and_weights(
 
 @pytest.mark.usefixtures("stepping")
 def test_the_command_trains_lossless_weights(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "FIT_BATCHES", 2)
+    few_batches(monkeypatch, 2)
     monkeypatch.setattr(lossless, "LINEAR_CROPS", 8)
     val, out = tmp_path / "val", tmp_path / "out"
     val.mkdir()
@@ -73,7 +77,7 @@ def test_the_command_trains_lossless_weights(data: Path, tmp_path: Path, monkeyp
 def test_training_lowers_the_loss_and_keeps_the_stable_state(data: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     objective, _ = read_config(TINY_CONFIG)
-    assert isinstance(objective, Lossy)
+    assert isinstance(objective, LossyObjective)
     last = run(data, tmp_path, 80)
     assert last["step"] == 80
     assert last["config"]["width"] == state_of(tmp_path / "stable.pt")["config"]["width"] == 8
@@ -160,7 +164,7 @@ def test_exported_weights_are_trained_on_as_good_as_they_are(data: Path, tmp_pat
         "lossless": (TINY_LOSSLESS_CONFIG, TINY_LOSSLESS),
     }[kind]
     resumed = run(data, tmp_path, 0, config, resume=weights)
-    model = checkpoints.model_of(resumed, tmp_path / "last.pt").eval()
+    model = checkpoints.model_of(resumed, tmp_path / "last.pt")[1].eval()
     model.exact(True)
     shipped = load(weights, torch.device("cpu")).model
     images = [image[:, :64, :64] for image in load_images(data)]
@@ -190,14 +194,15 @@ WORKER = """
 import os, sys
 from pathlib import Path
 import torch
-from vaecodec import objectives, train
+from vaecodec.training import lossy
+from vaecodec.training import loop as train
 torch.set_num_threads(1)
 models = []
-class Kept(objectives.LossyModel):
+class Kept(lossy.LossyModel):
     def __init__(self, config):
         super().__init__(config)
         models.append(self)
-objectives.LossyModel = Kept
+lossy.LossyModel = Kept
 config, data, out = map(Path, sys.argv[1:])
 train.train(config, data, 0.04, out, device_name="cpu")
 torch.save(models[0].state_dict(), out / f"rank{os.environ['RANK']}.pt")
@@ -300,7 +305,7 @@ def test_wrong_configurations_are_refused(tmp_path: Path, text: str, message: st
 def test_packaged_configurations_are_those_of_the_packaged_weights(shipped: Path, shipped_lossless: Path) -> None:
     for path in (shipped, shipped_lossless):
         weights = load(path, torch.device("cpu"))
-        config = Path(train.__file__).parent / "configs" / f"{path.stem}.toml"
+        config = Path(vaecodec.__file__).parent / "configs" / f"{path.stem}.toml"
         assert read_config(config)[0].config == weights.model.config
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from conftest import CPU, TINY, TINY_CONFIG, TINY_LOSSLESS, TINY_LOSSLESS_CONFIG, cli, picture
+from conftest import CPU, TINY, TINY_CONFIG, TINY_LOSSLESS, TINY_LOSSLESS_CONFIG, cli, few_batches, picture
 from training_process import equal, minutes, run, state_of
 
-from vaecodec import Codec, export, lossless
+from vaecodec import Codec
+from vaecodec.training import lossless
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def trained(data: Path, out: Path, *options: object, config: Path = TINY_CONFIG,
 
 @pytest.fixture
 def exporting(stepping: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    monkeypatch.setattr(export, "FIT_BATCHES", 1)
+    few_batches(monkeypatch, 1)
     return stepping
 
 

@@ -10,8 +10,9 @@ from unittest.mock import patch
 
 import torch
 
-from vaecodec import lossless, train
-from vaecodec.steps import Trainer
+from vaecodec.training import loop as train
+from vaecodec.training import lossless
+from vaecodec.training.steps import Trainer
 
 TINY_CONFIG = Path(__file__).parent / "golden" / "tiny.toml"
 SECONDS = 200.0  # a step, by this clock: more than lies between two checkpoints

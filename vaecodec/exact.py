@@ -23,10 +23,15 @@ rounding of the interpolated bias).
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 ACCUMULATOR_LIMIT = 2**24
@@ -34,13 +39,6 @@ ACCUMULATOR_LIMIT = 2**24
 WEIGHT_MAX = 1023
 """Largest integer weight; at most 2047, the integers that survive a cast to TF32."""
 WEIGHT_MAX_8 = 127
-
-UNIT = 1 / 16
-"""Grid of hidden activations."""
-STREAM_UNIT = 1 / 128
-"""Grid of the residual streams of the synthesis transform."""
-HIDDEN_MAX = 255
-STREAM_MAX = 2047
 QUALITY_MAX = 10000
 """Quality is counted in hundredths: 0..10000."""
 
@@ -111,6 +109,11 @@ class Conv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(knots, c_out))
         self.requires_grad_(not linear)
 
+    @property
+    def reach(self) -> int:
+        """How many samples beyond each it looks at."""
+        return self.shape[2] // 2
+
     def convolved(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """x [B, in, H, W] with the weight [out, in * k * k] of some rows and a bias [1, out], or one for each of the
         batch [B, out]."""
@@ -130,6 +133,11 @@ class Conv(nn.Module):
     def forward(self, x: Tensor, quality: Tensor | None = None) -> Tensor:
         """x [B, in, H, W]; quality int64 [B], or its ``shares``, needed where ``knots`` > 1. Gives [B, out, H, W]."""
         return self.convolved(x, self.weight, at(self.bias, quality))
+
+
+def reach_of(*modules: nn.Module) -> int:
+    """How many samples beyond each they look at, one after the other."""
+    return sum(layer.reach for module in modules for layer in module.modules() if isinstance(layer, Conv))
 
 
 def at(bias: Tensor, quality: Tensor | None) -> Tensor:
@@ -287,6 +295,12 @@ def per_channel(x: Tensor) -> Tensor:
     return x[..., :, None, None]
 
 
+def flat(x: Tensor) -> NDArray[np.int32]:
+    """int32 [N] in the order of the dimensions, as the coder takes them."""
+    values: NDArray[np.int32] = x.to(torch.int32).flatten().cpu().numpy()
+    return values
+
+
 def keep_in(x: Tensor, low: float, high: float) -> Tensor:
     """Clamp whose gradient still pulls values from outside back in."""
     clamped = x.clamp(low, high)
@@ -300,3 +314,36 @@ def requantise(x: Tensor, unit: float, low: float, high: float, exact: bool) -> 
         return snap(x, unit) if exact else x
     # The same with less traffic: memory is what limits the elementwise operations.
     return x.mul(1 / unit).round_().clamp_(low / unit, high / unit).mul_(unit)
+
+
+@contextlib.contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """No gradient, no autocast, and on CUDA plain matrix products instead of cuDNN's algorithms (TF32, Winograd)."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            stack.enter_context(_without_cudnn())
+        yield
+
+
+_cudnn = threading.Lock()
+_users, _before = 0, True
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Its switch is the process's, so the last thread to leave puts it back."""
+    global _users, _before
+    with _cudnn:
+        if _users == 0:
+            _before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+        _users += 1
+    try:
+        yield
+    finally:
+        with _cudnn:
+            _users -= 1
+            if _users == 0:
+                torch.backends.cudnn.enabled = _before

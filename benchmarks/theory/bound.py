@@ -18,9 +18,11 @@ from torch import Tensor
 
 from benchmarks.bitsback import negative_elbo
 from bitstream import AnsStack, unpack
-from vaecodec.codec import Codec, exact_arithmetic
-from vaecodec.lossless_codec import Network
-from vaecodec.weights import Lossless, load, packaged
+from vaecodec.codec import Codec
+from vaecodec.exact import exact_arithmetic
+from vaecodec.kinds import load, packaged
+from vaecodec.lossless.tile import Network
+from vaecodec.lossless.weights import LosslessWeights
 
 from .codes import Data
 from .nets import SAMPLES, Bytes, GaussianVae, Trained, centre_crops, tensor_of
@@ -76,7 +78,7 @@ def training_caption(numbers: Numbers) -> str:
     )
 
 
-def network_bits(weights: Lossless, pixels: Bytes) -> int:
+def network_bits(weights: LosslessWeights, pixels: Bytes) -> int:
     """Bits of the ANS words in which the networks and bits-back hold uint8 [h, w, 3]; the way back is checked."""
     picture, stack = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.int32), AnsStack()
     height, width, _ = pixels.shape
@@ -92,7 +94,7 @@ def lossless(data: Data, settings: Settings, out: Path, weights: Path | None = N
     """Real lossless sizes of crops beside -ELBO, with the shipped model or other exported weights."""
     path = packaged("lossless") if weights is None else weights
     codec, reference = Codec("cpu", path), load(path, CPU)
-    assert isinstance(reference, Lossless)
+    assert isinstance(reference, LosslessWeights)
     reference.to(CPU, torch.float64)
     rows = list[Numbers]()
     for name, pixels in centre_crops(data.pictures, settings.crops, settings.lossless_side):

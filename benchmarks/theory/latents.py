@@ -14,15 +14,11 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaecodec.codec import Codec, exact_arithmetic
-from vaecodec.exact import UNIT, interpolate, per_channel
-from vaecodec.model import (
-    gaussian_bits,
-    place,
-    scale_of,
-    step_quarters,
-)
-from vaecodec.weights import Lossy
+from vaecodec.codec import Codec
+from vaecodec.exact import exact_arithmetic, interpolate, per_channel
+from vaecodec.lossy.layers import UNIT, gaussian_bits, scale_of
+from vaecodec.lossy.model import Walk
+from vaecodec.lossy.weights import LossyWeights
 
 from .codes import Data
 from .nets import PATCH, Bytes, GaussianVae, centre_crops, psnr, tensor_of
@@ -105,7 +101,7 @@ def interpolation(data: Data, settings: Settings, out: Path, weights: Path | Non
     )
 
 
-def rate_of(weights: Lossy, y: Tensor, like: Tensor, quality: Tensor) -> float:
+def rate_of(weights: LossyWeights, y: Tensor, like: Tensor, quality: Tensor) -> float:
     """Bits per pixel of the rounded latents y under the model."""
     z = weights.model.h_a(y, quality)
     zero = torch.zeros(())
@@ -133,7 +129,7 @@ def interpolation_caption(numbers: Numbers) -> str:
     )
 
 
-def ancestral(weights: Lossy, quality: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, float]:
+def ancestral(weights: LossyWeights, quality: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, float]:
     """A picture [1, 3, side, side] of latents drawn from the prior, hyper-latents first, then step by step, and its
     latents' bits per pixel."""
     model, c = weights.model, weights.model.config
@@ -147,13 +143,12 @@ def ancestral(weights: Lossy, quality: Tensor, side: int, generator: torch.Gener
     z = draw(z_scale.expand(1, c.hyper_latent, side // 64, side // 64))
     bits = gaussian_bits(z, z_scale).sum()
     features = model.h_s(z + z_mean, quality)
-    y = torch.zeros(1, c.latent, side // 16, side // 16)
-    for step, context in enumerate(model.context):
-        mean, index = context(features, y, quality)
+    walk = Walk(model.context, features, torch.zeros(1, c.latent, side // 16, side // 16), quality)
+    for mean, index in walk:
         value = draw(scale_of(index))
         bits += gaussian_bits(value, scale_of(index)).sum()
-        y = place(y, step_quarters(side // 16, side // 16, step, CPU), value + mean)
-    picture = synthesis(weights, y, quality)
+        walk.take(value + mean)
+    picture = synthesis(weights, walk.y_hat, quality)
     return picture, float(bits) / side**2
 
 

@@ -20,10 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from vaecodec.codec import Codec
-from vaecodec.exact import UNIT, interpolate, per_channel
-from vaecodec.model import GAIN_BITS, gaussian_bits, lagrangian, pick, place, scale_of, step_quarters
-from vaecodec.model import stream as to_stream
-from vaecodec.weights import Lossy, load, packaged
+from vaecodec.exact import interpolate, per_channel
+from vaecodec.kinds import load, packaged
+from vaecodec.lossy.layers import GAIN_BITS, UNIT, gaussian_bits, lagrangian, pick, scale_of
+from vaecodec.lossy.layers import stream as to_stream
+from vaecodec.lossy.model import Walk
+from vaecodec.lossy.weights import LossyWeights
 
 from .codes import Data
 from .nets import Bytes, centre_crops
@@ -42,7 +44,9 @@ class Posterior(NamedTuple):
     log_z: Tensor
 
 
-def lossy_terms(weights: Lossy, x: Tensor, posterior: Posterior, quality: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+def lossy_terms(
+    weights: LossyWeights, x: Tensor, posterior: Posterior, quality: Tensor, kind: str
+) -> tuple[Tensor, Tensor]:
     """Bits per pixel and squared error of one sample; x [1, 3, H, W] in 0..255, sides multiples of 64.
 
     kind: "uniform", one step wide, under the prior convolved with a step, so that its rate is -log2 p(y + u);
@@ -70,26 +74,22 @@ def lossy_terms(weights: Lossy, x: Tensor, posterior: Posterior, quality: Tensor
     total = bits(z - z_mean, posterior.z - z_mean, posterior.log_z, z_index)
     features = model.h_s(z, quality)
     y = posterior.y if kind == "rounded" else sample(posterior.y, posterior.log_y)
-    seen = torch.zeros_like(y)
-    for step, context in enumerate(model.context):
-        quarters = step_quarters(y.shape[2], y.shape[3], step, y.device)
-        mean, index = context(features, seen, quality)
-        value = pick(y, quarters) - mean
-        value = torch.round(value) if kind == "rounded" else value
-        centre, log_sigma = pick(posterior.y, quarters) - mean, pick(posterior.log_y, quarters)
-        total = total + bits(value, centre, log_sigma, index)
-        seen = place(seen, quarters, value + mean)
-    return total / (x.shape[2] * x.shape[3]), (synthesis(weights, seen, quality) - x).square().mean()
+    walk = Walk(model.context, features, torch.zeros_like(y), quality)
+    for mean, index in walk:
+        value = torch.round(walk.left(y)) if kind == "rounded" else walk.left(y)
+        total = total + bits(value, walk.left(posterior.y), pick(posterior.log_y, walk.quarters), index)
+        walk.take(value + mean)
+    return total / (x.shape[2] * x.shape[3]), (synthesis(weights, walk.y_hat, quality) - x).square().mean()
 
 
-def synthesis(weights: Lossy, y: Tensor, quality: Tensor) -> Tensor:
+def synthesis(weights: LossyWeights, y: Tensor, quality: Tensor) -> Tensor:
     """The picture [1, 3, H, W] of latents y [1, M, H/16, W/16] in quantiser steps, which need not be integers."""
     inverse = per_channel(interpolate(weights.inverse, quality)).to(y.dtype) * 2**-GAIN_BITS
     x_hat: Tensor = weights.model.g_s(to_stream(y * inverse, True), quality)
     return x_hat.clamp(0, 255)
 
 
-def encoded(weights: Lossy, x: Tensor, quality: Tensor) -> Posterior:
+def encoded(weights: LossyWeights, x: Tensor, quality: Tensor) -> Posterior:
     """What the inference networks say, with the variance of a uniform posterior."""
     y = weights.quantiser_units(weights.model.g_a(x, quality), quality)
     z = weights.model.h_a(y, quality)
@@ -97,7 +97,7 @@ def encoded(weights: Lossy, x: Tensor, quality: Tensor) -> Posterior:
     return Posterior(y, torch.full_like(y, deviation), z, torch.full_like(z, deviation))
 
 
-def optimise(weights: Lossy, x: Tensor, start: Posterior, quality: Tensor, kind: str, steps: int) -> Posterior:
+def optimise(weights: LossyWeights, x: Tensor, start: Posterior, quality: Tensor, kind: str, steps: int) -> Posterior:
     """Gradient descent on rate + lambda * squared error of one picture, over its posterior alone."""
     parts = Posterior(*(part.clone().requires_grad_(kind == "gaussian" or i % 2 == 0) for i, part in enumerate(start)))
     optim = torch.optim.Adam([part for part in parts if part.requires_grad], lr=ASCENT_RATE)
@@ -131,7 +131,7 @@ def lossy_crop(argument: tuple[Bytes, int], path: Path, steps: int) -> dict[str,
     area = pixels.shape[0] * pixels.shape[1]
     rows = {"file": [8 * len(file) / area, float(np.square(decoded - pixels).mean())]}
     weights, quality = load(path, CPU), torch.tensor([100 * percent])  # not the codec's: those know no gradient
-    assert isinstance(weights, Lossy)
+    assert isinstance(weights, LossyWeights)
     x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
     torch.manual_seed(0)
     with torch.no_grad():

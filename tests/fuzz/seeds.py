@@ -14,7 +14,6 @@ from conftest import picture  # noqa: E402
 from PIL import Image  # noqa: E402
 from targets import codec  # noqa: E402
 
-import vaecodec.codec  # noqa: E402
 from bitstream import Header, Kind, Mode, Section, Tile, pack, unpack  # noqa: E402
 from vaecodec import Codec, ImageError  # noqa: E402
 
@@ -46,11 +45,12 @@ def files(codec: Codec) -> list[bytes]:
 
 def methods(codec: Codec) -> list[bytes]:
     """Lossless files of one picture, each tile in another way."""
-    from vaecodec.lossless_codec import TileCoder, crc_of, raw
+    from vaecodec.lossless.tile import TileCoder
+    from vaecodec.plain_tiles import crc_of, raw
 
     samples = np.asarray(picture(8, 8))
     header = Header(Kind.LOSSLESS, Mode["RGB"], 8, 8, 8, 0, 0, 64, codec.lossless.identity)
-    ways = [TileCoder(codec.lossless, 8)._push_network(codec.lossless, samples, crc_of(samples))]
+    ways = [TileCoder(codec.lossless, 8)._push_network(codec.lossless, samples)]
     plain, stored = TileCoder(None, 8).push(samples // 64), Tile(3, crc_of(samples), raw(samples))
     return [pack(header, [tile]) for tile in (*ways, plain, stored)]
 
@@ -68,5 +68,4 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    vaecodec.codec.TILE = 64
     write(Path(sys.argv[1]))

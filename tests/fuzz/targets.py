@@ -142,9 +142,7 @@ def codec() -> Codec:
     from vaecodec import Codec
 
     torch.set_num_threads(1)
-    codec = Codec("cpu", TINY)
-    codec._loaded[Kind.LOSSLESS] = Codec("cpu", TINY_LOSSLESS).lossless
-    return codec
+    return Codec("cpu", [TINY, TINY_LOSSLESS], tile=64)
 
 
 def decode(data: bytes) -> bool:

@@ -22,14 +22,17 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 from conftest import LOSSLESS, TINY, TINY_FINER, TINY_LOSSLESS, moving, picture  # noqa: E402
 
-import vaecodec.codec  # noqa: E402
 from benchmarks import pca  # noqa: E402
-from vaecodec import Codec, export, lossless, misfits, weights  # noqa: E402
-from vaecodec.crops import Crops  # noqa: E402
-from vaecodec.exact import UNIT  # noqa: E402
-from vaecodec.lossless_codec import TileCoder, crc_of  # noqa: E402
-from vaecodec.model import GAIN_BITS, LossyModel  # noqa: E402
-from vaecodec.objectives import Lossless, Phase  # noqa: E402
+from vaecodec import Codec  # noqa: E402
+from vaecodec.lossless.tile import TileCoder  # noqa: E402
+from vaecodec.lossy import misfits  # noqa: E402
+from vaecodec.lossy.layers import GAIN_BITS, UNIT  # noqa: E402
+from vaecodec.lossy.model import LossyModel  # noqa: E402
+from vaecodec.lossy.weights import save_lossy  # noqa: E402
+from vaecodec.training import lossless as training  # noqa: E402
+from vaecodec.training.crops import Crops  # noqa: E402
+from vaecodec.training.lossless import LosslessObjective  # noqa: E402
+from vaecodec.training.objective import Phase  # noqa: E402
 
 FOLDER = HERE / "0.2"
 HASHES = FOLDER / "hashes.json"
@@ -48,32 +51,29 @@ def deep(channels: int, depth: int) -> NDArray[np.uint16]:
 def write_weights(path: Path) -> None:
     """A small lossless model, trained for a few steps and exported."""
     torch.manual_seed(0)
-    objective, phase = Lossless(LOSSLESS, coarse_crop=16), Phase(batch=2, crop=64)
+    objective, phase = LosslessObjective(LOSSLESS, coarse_crop=16), Phase(batch=2, crop=64)
     model = objective.build()
     images = [torch.from_numpy(np.array(picture(96, 96, seed=seed))).permute(2, 0, 1) for seed in range(4)]
     crops = Crops(images, torch.device("cpu"))
-    with mock.patch.object(lossless, "LINEAR_CROPS", 8), mock.patch.object(export, "FIT_BATCHES", 2):
+    with mock.patch.object(training, "LINEAR_CROPS", 8), mock.patch.object(training, "FIT_BATCHES", 2):
         objective.start(model, crops, 64)
         optim = torch.optim.Adam(model.parameters(), lr=0.01)
         for _ in range(30):
             optim.zero_grad()
             objective.loss(model, crops, phase).backward()  # type: ignore[no-untyped-call]
             optim.step()
-        model.exact(True)
-        tables = export.fit_pixel_tables(model, crops, 64), export.latent_tables(True), export.latent_tables(False)
-    weights.save_lossless(path, model, *tables)
+        objective.export(path, model, crops, 64)
 
 
 def write_finer(path: Path) -> None:
     """The small lossy model on finer grids."""
-    coarse = weights.load(TINY, torch.device("cpu"))
-    assert isinstance(coarse, weights.Lossy)
+    coarse = Codec("cpu", TINY).lossy
     model = LossyModel(replace(coarse.model.config, bits=6))
     state = coarse.model.state_dict()
     state["log_inverse"] = (coarse.inverse.double() * 2.0**-GAIN_BITS).log().float()
     state |= {"z_mean": coarse.z_mean * UNIT, "z_index": coarse.z_index}
     model.load_state_dict(state)
-    weights.save_lossy(path, model, coarse.tables)
+    save_lossy(path, model, coarse.tables)
 
 
 def made() -> Iterator[tuple[str, bytes]]:
@@ -95,12 +95,12 @@ def made() -> Iterator[tuple[str, bytes]]:
     tagged = picture(20, 10)
     tagged.info |= {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0", "icc_profile": b"profile", "xmp": b"<x:xmpmeta/>"}
     yield "lossy metadata", lossy.compress(tagged)
-    with mock.patch.object(vaecodec.codec, "TILE", 64):
+    with mock.patch.object(lossy, "tile", 64), mock.patch.object(lossless, "tile", 64):
         yield "lossy tiles", lossy.compress(picture(150, 90), 50)
         yield "lossless tiles", lossless.compress(picture(150, 90), lossless=True)
 
     def by_networks(coder: TileCoder, samples: Any) -> Any:
-        return coder._push_network(coder.weights, samples, crc_of(samples))
+        return coder._push_network(coder.weights, samples)
 
     with mock.patch.object(TileCoder, "push", by_networks):
         for name, image in (("bits-back", picture(90, 70)), ("rounded", picture(1, 1)), ("grey", picture(90, 70, "L"))):
@@ -125,7 +125,7 @@ def made() -> Iterator[tuple[str, bytes]]:
     def signs(samples: Any, _depth: int) -> misfits.Signs:
         return misfits.Signs(0 if len(np.unique(samples)) == 2 else np.inf, 0)
 
-    with mock.patch.object(vaecodec.codec, "TILE", 64), mock.patch.object(misfits, "signs", signs):
+    with mock.patch.object(lossy, "tile", 64), mock.patch.object(misfits, "signs", signs):
         yield "lossy mixed", lossy.compress(mixed, 100)
     for mode in ("L", "RGB"):
         yield f"pca {mode}", pca.compress(modes[mode], 60)
@@ -134,8 +134,7 @@ def made() -> Iterator[tuple[str, bytes]]:
 def decoded(name: str, data: bytes) -> NDArray[Any]:
     """The samples of a golden file, by the decoder that its name asks for."""
     if name.startswith("pca"):
-        samples = np.asarray(pca.decompress(data))
-        return samples.reshape(*samples.shape[:2], -1)
+        return Codec("cpu").decode_array(data)
     if name == "lossless-moving":
         return moving(Codec("cpu", TINY_LOSSLESS)).decode_array(data)
     tiny = TINY_LOSSLESS if name.startswith("lossless") else TINY_FINER if name == "lossy-finer" else TINY

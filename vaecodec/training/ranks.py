@@ -20,9 +20,9 @@ def share(batch: Tensor) -> Tensor:
     return batch if processes == 1 else batch.chunk(processes)[dist.get_rank()]
 
 
-def share_of_noise(draw: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-    """This process's share of what ``draw``, such as torch.rand_like, draws for all: noise of ``like``'s shape."""
-    return share(draw(torch.cat([like] * count()))) if count() > 1 else draw(like)
+def shared(draw: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Noise of which this process gets its share of what ``draw``, such as torch.rand_like, draws for all."""
+    return lambda like: share(draw(torch.cat([like] * count()))) if count() > 1 else draw(like)
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .exact import STREAM_UNIT, UNIT, ExactConv
-from .model import ExactBlock, LossyModel
+from ..exact import ExactConv
+from ..lossy.layers import STREAM_UNIT, UNIT, ExactBlock
+from ..lossy.model import LossyModel
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """`vaecodec train`: training under a time budget, on a CPU, a GPU, or several under torchrun.
 
 The learning rate warms up, stays, and decays over the last part of the time; the checkpoint from before the decay is
-kept, because that is the one to go on from. What is minimised is in ``objectives.py``, what a step is in ``steps.py``.
+kept, because that is the one to go on from. What is minimised is in ``lossy.py`` and ``lossless.py``, what a
+step is in ``steps.py``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from . import checkpoints, lossless, model, ranks
+from . import checkpoints, ranks
 from .crops import Crops, keep_large, load_images
-from .objectives import Lossless, Lossy, Objective, Phase
+from .objective import Objective, Phase
+from .objectives import OBJECTIVES
 from .steps import JUDGE_EVERY, Trainer, UnsoundError
 
 SAVE_EVERY, SAY_EVERY = 180.0, 10.0  # seconds
@@ -63,7 +65,7 @@ class TrainConfig:
 def found_config(name: str) -> Path:
     """A .toml file, or the packaged one of a name without a suffix."""
     path = Path(name)
-    return path if path.suffix else Path(__file__).parent / "configs" / f"{name}.toml"
+    return path if path.suffix else Path(__file__).parent.parent / "configs" / f"{name}.toml"
 
 
 def read_config(path: Path) -> tuple[Objective, TrainConfig]:
@@ -72,10 +74,10 @@ def read_config(path: Path) -> tuple[Objective, TrainConfig]:
         table = tomllib.loads(path.read_text())
         settings, options = dict(table.get("model", {})), dict(table.get("train", {}))
         kind = settings.pop("kind", "lossy")
-        objective_of: Any = {"lossy": Lossy, "lossless": Lossless}.get(kind)
+        objective_of: Any = OBJECTIVES.get(kind)
         if objective_of is None:
             raise ValueError(f"unknown kind of model {kind!r}")
-        of_model: Any = filled(model.Config if kind == "lossy" else lossless.Config, settings)
+        of_model: Any = filled(objective_of.configuration, settings)
         own = {f.name: options.pop(f.name) for f in fields(objective_of) if f.name in options}
         objective: Objective = filled(objective_of, {"config": of_model, **own})
         common = filled(TrainConfig, {**options, "phases": ()})

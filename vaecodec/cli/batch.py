@@ -17,7 +17,9 @@ import click
 
 from bitstream import VaeError
 
-from .files import STANDARD, Job, Plan, say, shown, sweep, waiting
+from ..folders import say, shown
+from .files import STANDARD, Job, Plan
+from .inout import sweep, waiting
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ import click
 
 from bitstream import Limits
 
+from .. import folders
 from . import files
 
 if TYPE_CHECKING:
-    from .codec import Codec
+    from ..codec import Codec
 
 
 def matched(form: str, pattern: str, value: Callable[[re.Match[str]], Any]) -> dict[str, Any]:
@@ -84,15 +85,15 @@ class Machine:
 
     device: str
     threads: int | None
-    weights: Path | None
+    weights: tuple[Path, ...] = ()
     quiet: bool = False
 
     def codec(self, kind: str | None = None) -> Codec:
         """kind: "lossy" or "lossless", where no other weights are of use. Raises WeightsError if they are others."""
         import torch
 
-        from .codec import Codec
-        from .weights import WeightsError, kind_of
+        from ..codec import Codec
+        from ..weights import WeightsError, about
 
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -100,8 +101,10 @@ class Machine:
             codec = Codec(self.device, self.weights)
         except (RuntimeError, AssertionError) as error:  # torch's own words for a device that is not there
             raise click.UsageError(f"device {self.device}: {str(error).splitlines()[0]}") from None
-        if kind and self.weights and (found := kind_of(self.weights)) != kind:
-            raise WeightsError(f"{self.weights.name} holds {found} weights, and these files are {kind}")
+        found = {about(path).kind: path.name for path in self.weights} if kind else {}
+        if found and kind not in found:
+            held = ", ".join(f"{name} holds {other}" for other, name in found.items())
+            raise WeightsError(f"{held} weights, and these files are {kind}")
         return codec
 
 
@@ -139,7 +142,7 @@ def computing(command: Any) -> Any:
     """Options of the commands that run the networks, given to them as one Machine."""
 
     @functools.wraps(command)
-    def grouped(*, device: str, threads: int | None, weights: Path | None, **others: Any) -> Any:
+    def grouped(*, device: str, threads: int | None, weights: tuple[Path, ...], **others: Any) -> Any:
         return command(machine=Machine(device, threads, weights, others.pop("quiet", False)), **others)
 
     return with_options(
@@ -147,7 +150,10 @@ def computing(command: Any) -> Any:
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option("--threads", type=click.IntRange(1), help="CPU threads of each job. Default: torch's."),
         click.option(
-            "--weights", type=click.Path(path_type=Path), help="Exported weights other than the packaged ones."
+            "--weights",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            help="Exported weights other than the packaged ones; may be repeated. See VAECODEC_WEIGHTS, too.",
         ),
     )
 
@@ -159,7 +165,7 @@ def second_output(sources: tuple[str, ...], inputs: frozenset[str], outputs: fro
         return None
     if sources[1] == "-" or suffix in outputs:
         return sources[1]
-    if not os.path.exists(sources[1]) and not files.is_pattern(sources[1]):
+    if not os.path.exists(sources[1]) and not folders.is_pattern(sources[1]):
         raise click.UsageError(f"{sources[1]}: no such file; an output is named with -o")
     return None
 

@@ -18,9 +18,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .exact import UNIT, interpolate, per_channel
-from .model import GAIN_BITS, PATCH, Rounded, lagrangian, stream
-from .weights import Lossy
+from ..exact import interpolate, per_channel
+from .layers import GAIN_BITS, PATCH, UNIT, lagrangian, stream
+from .model import Rounded
+from .weights import LossyWeights
 
 DESCENT = 3
 """Steps on latents that are not rounded, of every effort but 0."""
@@ -39,7 +40,7 @@ def steps_of(effort: int) -> int:
 
 
 def refined(
-    weights: Lossy,
+    weights: LossyWeights,
     x: Tensor,
     y: Tensor,
     inside: tuple[slice, slice],

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import glob
-import io
-import itertools
 import os
 import re
-import secrets
-import select
 import stat
-import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
 import click
 
 from bitstream import MAGIC, Limits, VaeError, unpack
 
-try:
-    import fcntl
-except ImportError:  # Windows, where a file that is open cannot be removed
-    fcntl = None  # type: ignore[assignment]
+from ..folders import PICTURES, entries_of, is_pattern, special
 
 STANDARD = Path("-")
 VAE = frozenset({".vae"})
 # fmt: off
-PICTURES = frozenset("." + name for name in (
-    "apng", "avif", "bmp", "dib", "gif", "heic", "heif", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg",
-    "hif", "jxl", "mpo", "pbm", "pgm", "png", "pnm", "ppm", "qoi", "tga", "tif", "tiff", "webp",
-))
-"""Suffixes of what is a picture in a folder. Where Pillow needs a plugin that is not there, it fails and says so."""
 NEVER_OURS = PICTURES | frozenset("." + name for name in (
     "arw", "avifs", "bw", "cr2", "cr3", "dcx", "dds", "dng", "eps", "exr", "hdr", "heics", "icns", "ico", "im",
     "j2c", "jpc", "jpf", "jpx", "msp", "nef", "orf", "pcx", "pdf", "pef", "pfm", "ps", "psd", "raf", "ras", "rgb",
@@ -51,9 +34,6 @@ SIGNATURES = re.compile(
     re.DOTALL,
 )
 """Of files that are pictures, whatever their names."""
-
-TEMPORARY = re.compile(r"\.vaecodec-[0-9a-f]{8}\.tmp")
-STALE = 3600.0  # seconds; between the making of a temporary file and its lock there is less
 UNLIMITED = Limits(max_pixels=2**64, max_side=2**32, max_tiles=2**64)
 
 Existing = Literal["fail", "skip", "overwrite", "named"]
@@ -206,95 +186,9 @@ def found(sources: Sequence[str], suffixes: frozenset[str], recursive: bool) -> 
     return Found(sorted(files.values(), key=lambda pair: str(pair[0])), problems, left_out, notes)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file of a source. named: by the user, and not only its folder. problem, note: why it is none."""
-
-    path: Path
-    root: Path
-    named: bool = False
-    problem: str = ""
-    note: str = ""
-
-
-def entries_of(source: str, recursive: bool) -> Iterator[Entry]:
-    """The files of a source. Hidden files and folders are passed over."""
-    path = Path(source)
-    if is_pattern(source):
-        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-        for match in glob.iglob(source, recursive=True):
-            for entry in entries_of(match, recursive):
-                yield replace(entry, root=root, named=entry.named and not special(entry.path))
-        for error in unreadable_of(path):
-            yield Entry(Path(error.filename), root, problem=error.strerror or "cannot be read")
-    elif os.path.isdir(path):
-        errors = list[OSError]()
-        for folder, folders, files in os.walk(path, onerror=errors.append):
-            visible = [name for name in folders if recursive and not name.startswith(".")]
-            folders[:] = [name for name in visible if not os.path.islink(os.path.join(folder, name))]
-            for name in sorted({*visible} - {*folders}):
-                yield Entry(Path(folder, name), path, note="a symbolic link to a folder")
-            for name in files:
-                if not name.startswith("."):
-                    yield Entry(Path(folder, name), path)
-        for error in errors:
-            yield Entry(Path(error.filename), path, problem=error.strerror or "cannot be read")
-    else:
-        yield Entry(path, path.parent, named=True)
-
-
-def unreadable_of(pattern: Path) -> list[OSError]:
-    """Of the folders in which a pattern looks, those that cannot be read: glob passes over them without a word."""
-    errors, parts = dict[str, OSError](), pattern.parts
-
-    def note(error: OSError) -> None:
-        errors[str(error.filename)] = error
-
-    for number, part in enumerate(parts):
-        if not glob.has_magic(part):
-            continue
-        above = str(Path(*parts[:number]))
-        for folder in glob.iglob(above, recursive=True) if glob.has_magic(above) else [above]:
-            if not os.path.isdir(folder):
-                continue
-            for _, folders, _ in os.walk(folder, onerror=note):
-                folders[:] = [name for name in folders if part == "**" and not name.startswith(".")]
-    return list(errors.values())
-
-
 def is_folder(output: str) -> bool:
     """Whether an output is a folder to write into: one that exists, or whose name ends like one's."""
     return output.endswith(("/", os.sep)) or os.path.isdir(output)
-
-
-def is_pattern(source: str) -> bool:
-    return glob.has_magic(source) and not os.path.lexists(source)
-
-
-def special(path: Path) -> bool:
-    """Whether a path is there and leads to a device, a FIFO, a socket or an open descriptor: what is written through,
-    and not replaced."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return (not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)) or descriptor_of(path) is not None
-
-
-def descriptor_of(path: Path) -> int | None:
-    """The descriptor of this process that a name such as /dev/stdout stands for. If it is a file's, its links would
-    lead to the file, and replacing that would leave the descriptor with the old one."""
-    if not path.is_absolute() and not path.is_symlink():
-        return None
-    for _ in range(40):
-        folder = os.path.realpath(path.parent)
-        if re.fullmatch(rf"/proc/{os.getpid()}(/task/\d+)?/fd|/dev/fd", folder) and path.name.isdecimal():
-            return int(path.name)
-        try:
-            path = Path(folder, os.readlink(path))
-        except OSError:
-            return None
-    return None
 
 
 def checked(job: Job, existing: Existing, *, vae: bool) -> Job | None:
@@ -394,191 +288,3 @@ def unfinished(job: Job) -> str:
         except VaeError:
             return "is no whole .vae file"
     return "" if job.target.stat().st_size else "is empty"
-
-
-# Reading and writing
-
-
-class Waiting(threading.local):
-    """seconds: how long this thread has waited for others, who read or write the other end of a pipe."""
-
-    seconds = 0.0
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - began
-
-
-waiting = Waiting()
-
-
-def read(path: Path) -> bytes:
-    """All of a file, or of standard input."""
-    if path != STANDARD and not special(path):
-        return path.read_bytes()
-    with waiting(), contextlib.ExitStack() as stack:
-        if path == STANDARD:
-            if sys.stdin is None:
-                raise OSError(errno.EBADF, "standard input is closed")
-            file: Any = sys.stdin.buffer
-        else:
-            file = stack.enter_context(path.open("rb"))
-        parts = list[bytes]()
-        while (part := file.read()) != b"":
-            if part is None:  # a pipe that does not block, and is empty
-                select.select([file], [], [])
-            else:
-                parts.append(part)
-        return b"".join(parts)
-
-
-def opened(path: Path) -> IO[bytes]:
-    """For those who read at places of their own choice: what is no regular file comes as a whole first."""
-    return io.BytesIO(read(path)) if path == STANDARD or special(path) else path.open("rb")
-
-
-def write_all(file: Any, data: bytes) -> None:
-    """Write to a binary file until everything has been written. Raises OSError.
-
-    A raw file, which standard output is under PYTHONUNBUFFERED, may take a part and say so only by what it returns.
-    """
-    file.flush()
-    raw, left = getattr(file, "raw", file), memoryview(data)
-    while left:
-        count = raw.write(left)
-        if count is None:  # a pipe that does not block, and is full
-            select.select([], [raw], [])
-        else:
-            left = left[count:]
-    raw.flush()
-
-
-def write_through(target: Path, data: bytes) -> None:
-    """Into what is no regular file: standard output, a device, a FIFO, an open descriptor. Raises OSError."""
-    name = "standard output" if target == STANDARD else str(target)
-    try:
-        with waiting():
-            if target == STANDARD:
-                if sys.stdout is None:
-                    raise OSError(errno.EBADF, "closed")
-                write_all(sys.stdout.buffer, data)
-                return
-            number = descriptor_of(target)
-            handle = os.dup(number) if number is not None else os.open(target, os.O_WRONLY)
-            with open(handle, "wb", buffering=0) as file:
-                write_all(file, data)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, name) from None
-
-
-@contextlib.contextmanager
-def written(job: Job, data: bytes, *, keep_times: bool = False) -> Iterator[Path | None]:
-    """Write beside the target, and let it take the target's name only if the body raises nothing.
-
-    Yields the temporary file; None where the target is no regular file, which is written through after the body. A
-    symbolic link stays, and what it leads to is replaced; a replaced file's mode and owner stay. keep_times: the target
-    gets those of the source. Raises FileExistsError if the target is there and the job is not to replace it, also if it
-    has come since the job was planned.
-    """
-    if job.target == STANDARD or (job.replace and special(job.target)):
-        yield None
-        write_through(job.target, data)
-        return
-    target = Path(os.path.realpath(job.target)) if job.replace else job.target
-    temporary = target.parent / f".vaecodec-{secrets.token_hex(4)}.tmp"
-    try:
-        if job.make_folder:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        before = target.stat() if job.replace and target.exists() else None
-        file = open(temporary, "xb", buffering=0, opener=private if before else None)  # noqa: SIM115
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(job.target)) from None
-    try:
-        with file:
-            try:
-                lock(file)
-                write_all(file, data)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(job.target)) from None
-            del data  # the caller may want the room for what it reads back
-            if fcntl is None:
-                file.close()
-            yield temporary
-            if before:
-                like(temporary, before)
-            place(temporary, target, job.replace)
-        if keep_times:  # last: a temporary file with an old time would look like a dead process's
-            times = job.source.stat()
-            os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def private(path: str, flags: int) -> int:
-    """Opens a file that nobody else may read: the one that it will replace may be such a file."""
-    return os.open(path, flags, 0o600)
-
-
-def like(path: Path, status: os.stat_result) -> None:
-    """Give a file the owner, where that is allowed, and the mode of another."""
-    if hasattr(os, "chown"):
-        with contextlib.suppress(OSError):
-            os.chown(path, status.st_uid, status.st_gid)
-    path.chmod(stat.S_IMODE(status.st_mode))
-
-
-def place(temporary: Path, target: Path, replace: bool) -> None:
-    """Give the temporary file its name. Raises FileExistsError if there is such a file that is not to be replaced."""
-    if replace:
-        temporary.replace(target)
-        return
-    try:
-        if os.name == "nt":
-            temporary.rename(target)  # which never replaces there
-        else:
-            os.link(temporary, target)
-    except FileExistsError:
-        words = "exists by now; --overwrite replaces it, --skip-existing leaves it"
-        raise FileExistsError(errno.EEXIST, words, str(target)) from None
-    except OSError:  # a file system without links
-        target.open("xb").close()
-        temporary.replace(target)
-
-
-def lock(file: IO[bytes]) -> None:
-    """As long as it is open, the file is one that a process is at work on."""
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # a file system without locks: see ``sweep``
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary files of killed processes from a folder: old ones, that nobody has a lock on."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if not TEMPORARY.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
-                continue
-            if time.time() - entry.stat().st_mtime <= STALE:
-                continue
-            with contextlib.suppress(OSError), open(entry.path, "rb") as file:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(entry)
-            if fcntl is None:
-                with contextlib.suppress(OSError):
-                    os.unlink(entry)
-
-
-def shown(text: str) -> str:
-    """Text for a terminal: characters that would steer it, or break the line, are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def say(line: str) -> None:
-    """A line on standard error. Where that is closed or broken, the work goes on."""
-    with contextlib.suppress(OSError, ValueError):
-        click.echo(shown(line), err=True)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from bitstream import VaeError
 
-from . import files
-from .exact import QUALITY_MAX
-from .files import PICTURES, entries_of, special
-from .image import DeepPicture, open_picture, pixels_of
-from .saving import load_plugins
+from .. import folders
+from ..exact import QUALITY_MAX
+from ..folders import PICTURES, entries_of, special
+from ..image import DeepPicture, open_picture, pixels_of
+from ..saving import load_plugins
 
 RESIZED = ((1 / 8, 1.5), (1 / 8, 1.25), (1 / 10, 0.75))
 """Shares of a batch that are not cut at their size, and from how many times its side they are resized."""
@@ -67,7 +67,7 @@ def load_images(folder: Path, quiet: bool = False) -> list[Tensor]:
 
     Raises ValueError if no picture is left, FolderError if a folder cannot be read.
     """
-    say = silent if quiet else files.say
+    say = silent if quiet else folders.say
     load_plugins()
     images, left_out = list[Tensor](), 0
     for path in picture_files(folder, say):
@@ -94,7 +94,7 @@ def keep_large(images: list[Tensor], side: int, what: str) -> list[Tensor]:
         raise ValueError(f"none of {len(images)} {what} pictures has {side} pixels on both sides")
     if len(kept) < len(images):
         few = len(images) - len(kept)
-        files.say(f"vaecodec: {few} of {len(images)} {what} pictures are smaller than {side} pixels: left out")
+        folders.say(f"vaecodec: {few} of {len(images)} {what} pictures are smaller than {side} pixels: left out")
     return kept
 
 

@@ -7,11 +7,9 @@ sent their values; ``bitstream.chain`` runs them forwards to pop and backwards t
 from __future__ import annotations
 
 import itertools
-import math
-import zlib
 from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitstream import (
+    BITS_BACK,
+    PLAIN,
+    RAW,
+    ROUNDED,
     AnsStack,
     Codec,
     CorruptError,
@@ -35,50 +37,35 @@ from bitstream import (
     table_codec,
 )
 
-from .lossless import (
+from ..exact import flat, reach_of
+from ..image import Samples
+from ..plain_tiles import check_empty, checked, crc_of, plain_tile, raw_tile, samples_in
+from .heads import Head, Start
+from .layers import (
     CHANNEL_ORDER,
+    FRACTIONS,
+    LATENT_FRACTIONS,
     LATENT_UNIT,
     MEAN_UNIT,
     PHASES,
     SCALES,
     SHAPES,
-    Above,
-    Head,
-    Level,
-    Start,
     normalised,
 )
-from .weights import Lossless
+from .model import Above, Level
+from .stripes import in_stripes
+from .weights import LosslessWeights
 
-BITS_BACK, ROUNDED, PLAIN, RAW = range(4)
-"""Tile methods. ROUNDED: too few bits to pop latents from, so that their rounded means are sent."""
-
-Samples = NDArray[np.unsignedinteger[Any]]
 Values = NDArray[np.int32]
 COLOURS = {1: "green", 0: "red", 2: "blue"}
 
 
 SMALL, FLAT, FEW = 2**16, 0.1, 8
 """See ``may_be_drawn``: samples of a tile; part of pixels that equal the one on the left; pixels to a colour."""
-STRIPE = 64
-"""Rows of a phase that are computed together: little enough that what lies between two layers stays in the caches."""
 
 
 class StarvedError(Exception):
     """There were not enough bits on the stack to pop the latents from."""
-
-
-def sample_type(depth: int) -> type[np.uint8] | type[np.uint16]:
-    return np.uint8 if depth == 8 else np.uint16
-
-
-def crc_of(samples: Samples) -> int:
-    """CRC-32 of the samples, row by row, little-endian."""
-    return zlib.crc32(raw(samples))
-
-
-def raw(samples: Samples) -> bytes:
-    return samples.astype(samples.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def may_be_drawn(samples: Samples) -> bool:
@@ -105,46 +92,32 @@ def phase_views(picture: NDArray[np.int32], levels: int, colours: int) -> list[N
 class TileCoder:
     """Codes tiles with one set of weights; ``depth`` bits a sample. thorough: try what is hardly worth it."""
 
-    def __init__(self, weights: Lossless | None, depth: int, thorough: bool = False) -> None:
+    def __init__(self, weights: LosslessWeights | None, depth: int, thorough: bool = False) -> None:
         self.weights, self.depth, self.thorough = weights, depth, thorough
 
     def push(self, samples: Samples) -> Tile:
         """The smallest of the ways to code a tile [h, w, C] that are worth a try."""
-        crc = crc_of(samples)
-        candidates = [Tile(RAW, crc, raw(samples))]
+        candidates = [raw_tile(samples)]
         if self.weights is not None:
-            candidates.append(self._push_network(self.weights, samples, crc))
+            candidates.append(self._push_network(self.weights, samples))
         if self.weights is None or self.thorough or may_be_drawn(samples):
-            stack = AnsStack()
-            push_plain(stack, samples, self.depth)
-            candidates.append(Tile(PLAIN, crc, stack.to_bytes()))
+            candidates.append(plain_tile(samples, self.depth))
         return min(candidates, key=lambda tile: len(tile.words))
 
     def pop(self, tile: Tile, shape: tuple[int, int, int], record: Record | None = None) -> Samples:
         """The samples of a tile. Raises CorruptError and VersionError."""
-        dtype = sample_type(self.depth)
-        samples: Samples
-        if tile.method == RAW:
-            if len(tile.words) != math.prod(shape) * np.dtype(dtype).itemsize:
-                raise CorruptError("a raw tile has the wrong size")
-            samples = np.frombuffer(tile.words, np.dtype(dtype).newbyteorder("<")).reshape(shape).astype(dtype)
-        elif tile.method in (PLAIN, BITS_BACK, ROUNDED):
-            stack = AnsStack(tile.words)
-            if tile.method == PLAIN:
-                samples = pop_plain(stack, shape, self.depth).astype(dtype)
-            elif self.weights is None:
-                raise CorruptError("a tile of 16-bit samples asks for the networks")
-            else:
-                samples = self._pop_network(self.weights, stack, shape, tile.method == ROUNDED, record)
-            if not stack.is_empty():
-                raise CorruptError("a tile fails its checksum")
-        else:
+        if tile.method in (PLAIN, RAW):
+            return samples_in(tile, shape, self.depth)
+        if tile.method not in (BITS_BACK, ROUNDED):
             raise VersionError(f"unknown tile method {tile.method}")
-        if crc_of(samples) != tile.crc:
-            raise CorruptError("a tile fails its checksum")
-        return samples
+        stack = AnsStack(tile.words)
+        if self.weights is None:
+            raise CorruptError("a tile of 16-bit samples asks for the networks")
+        samples = self._pop_network(self.weights, stack, shape, tile.method == ROUNDED, record)
+        check_empty(stack)
+        return checked(samples, tile)
 
-    def _push_network(self, weights: Lossless, samples: Samples, crc: int) -> Tile:
+    def _push_network(self, weights: LosslessWeights, samples: Samples) -> Tile:
         height, width, channels = samples.shape
         colours = 3 if channels > 2 else 1
         picture = np.empty((3, height, width), np.int32)
@@ -159,11 +132,11 @@ class TileCoder:
             except StarvedError:
                 continue
             break
-        return Tile(method, crc, stack.to_bytes())
+        return Tile(method, crc_of(samples), stack.to_bytes())
 
     def _pop_network(
         self,
-        weights: Lossless,
+        weights: LosslessWeights,
         stack: AnsStack,
         shape: tuple[int, int, int],
         rounded: bool,
@@ -192,17 +165,18 @@ LOOKED_AT = 4096
 """So many values are enough to choose offsets by."""
 
 
-def pixel_codec(weights: Lossless, steps: Values, scales: Values, shapes: Values) -> Codec[Values]:
-    """Samples [N] of one phase and colour, from their means in eighths, scale indices and shapes.
+def pixel_codec(weights: LosslessWeights, steps: Values, scales: Values, shapes: Values) -> Codec[Values]:
+    """Samples [N] of one phase and colour, from their means in steps of MEAN_UNIT, scale indices and shapes.
 
     Scales are what the training pictures taught. Where a tile's residuals are larger or smaller, it says so before
     them: by an offset for each group of indices that occurs often.
     """
     tables, groups = weights.pixel_tables, weights.model.config.groups
-    floors, fractions = steps >> 3, steps & 7
+    floors = steps // FRACTIONS
+    fractions = steps - floors * FRACTIONS
 
     def under(scales: Values) -> Codec[Values]:
-        return table_codec(tables, (scales * SHAPES + shapes) * 8 + fractions, floors)
+        return table_codec(tables, (scales * SHAPES + shapes) * FRACTIONS + fractions, floors)
 
     if not groups:
         return under(scales)
@@ -218,9 +192,9 @@ def pixel_codec(weights: Lossless, steps: Values, scales: Values, shapes: Values
 
     def best(values: Values) -> Values:
         some = slice(None, None, len(values) // LOOKED_AT | 1)
-        residuals, ids, costs = values[some] - floors[some], shapes[some] * 8 + fractions[some], []
+        residuals, ids, costs = values[some] - floors[some], shapes[some] * FRACTIONS + fractions[some], []
         for offset, price in zip(OFFSETS, OFFSET_TABLES.bits(np.zeros(len(OFFSETS), int), OFFSETS), strict=True):
-            tables_of = np.clip(every + offset, 0, SCALES - 1) * (SHAPES * 8)
+            tables_of = np.clip(every + offset, 0, SCALES - 1) * (SHAPES * FRACTIONS)
             bits = tables.bits(tables_of[scales[some]] + ids, residuals)
             costs.append(some.step * np.bincount(group_of[scales[some]], bits, groups)[often] + price)
         offsets: Values = OFFSETS[np.argmin(costs, 0)]
@@ -237,10 +211,33 @@ def pixel_codec(weights: Lossless, steps: Values, scales: Values, shapes: Values
     return Codec(push, pop)
 
 
+@dataclass
+class Latents:
+    """The latents of a tile, the coarsest group first, and what each group says of what is below it: the same whoever
+    asks, prior, posterior or likelihood, so that it is computed once, by the first."""
+
+    values: list[Values] = field(default_factory=list)
+    above: dict[int, Above] = field(default_factory=dict)
+
+
+def latent_codec(parts: Callable[[Latents], Parts], record: Record | None) -> Codec[Latents]:
+    """Latents of which each group depends on those before it."""
+
+    def push(stack: AnsStack, z: Latents) -> None:
+        chain(lambda: parts(z), record).push(stack, z.values)
+
+    def pop(stack: AnsStack) -> Latents:
+        z = Latents()
+        z.values = chain(lambda: parts(z), record).pop(stack)
+        return z
+
+    return Codec(push, pop)
+
+
 class Network:
     """One tile under the networks. ``colours``: 3, or 1 for a grey picture, whose red and blue follow its green."""
 
-    def __init__(self, weights: Lossless, height: int, width: int, colours: int, rounded: bool) -> None:
+    def __init__(self, weights: LosslessWeights, height: int, width: int, colours: int, rounded: bool) -> None:
         self.weights, self.model = weights, weights.model
         self.height, self.width, self.colours, self.rounded = height, width, colours, rounded
         config = self.model.config
@@ -248,8 +245,6 @@ class Network:
         self.rows, self.columns = -(-height // step), -(-width // step)  # of the coarsest picture
         block = 2 ** len(config.latents)
         self.padding = (0, -self.columns % block, 0, -self.rows % block)
-        # What is known after each group of latents; they are the same whoever asks.
-        self.above: dict[int, Above] = {}
 
     def push(self, stack: AnsStack, picture: NDArray[np.int32]) -> None:
         """Push a picture [3, H, W]; the finest level first, so that the latents can be popped from its bits."""
@@ -283,18 +278,21 @@ class Network:
     def _coarsest(self, record: Record | None) -> Codec[list[Values]]:
         """The coarsest picture and its latents, by bits-back."""
 
-        def posterior(values: list[Values]) -> Codec[list[Values]]:
+        def likelihood(z: Latents) -> Codec[list[Values]]:
+            return chain(lambda: self._likelihood_parts(z), record)
+
+        def posterior(values: list[Values]) -> Codec[Latents]:
             x = self._tensor(np.clip(self._assembled(values), 0, 255))
-            return self._checked(chain(lambda: self._posterior_parts(x), record))
+            return self._checked(latent_codec(lambda z: self._posterior_parts(z, x), record))
 
-        return bits_back(chain(self._prior_parts, record), lambda z: chain(self._likelihood_parts, record), posterior)
+        return bits_back(latent_codec(self._prior_parts, record), likelihood, posterior)
 
-    def _checked(self, codec: Codec[list[Values]]) -> Codec[list[Values]]:
+    def _checked(self, codec: Codec[Latents]) -> Codec[Latents]:
         """Raises StarvedError where popping would come to the bottom of the stack."""
         if self.rounded:
             return codec
 
-        def pop(stack: AnsStack) -> list[Values]:
+        def pop(stack: AnsStack) -> Latents:
             try:
                 z = codec.pop(stack)
             except CorruptError:  # at the bottom already
@@ -303,7 +301,7 @@ class Network:
                 raise StarvedError
             return z
 
-        def push(stack: AnsStack, z: list[Values]) -> None:
+        def push(stack: AnsStack, z: Latents) -> None:
             try:
                 codec.push(stack, z)
             except ValueError:  # popped from a damaged file: the posterior's tables have no escape
@@ -311,30 +309,31 @@ class Network:
 
         return Codec(push, pop)
 
-    def _prior_parts(self) -> Parts:
+    def _prior_parts(self, z: Latents) -> Parts:
         above = None
         for g in range(len(self.model.config.latents) - 1, -1, -1):
             mean, index = self.model.vae.prior_of(g, above, self._latent_grid(g))
-            z = yield f"z_{g + 1}", self._latents(mean, index, self.weights.prior_tables)
-            above = self._descend(g, above, z, mean)
+            values = yield f"z_{g + 1}", self._latents(mean, index, self.weights.prior_tables)
+            above = self._descend(g, z, values, mean)
 
-    def _posterior_parts(self, x: Tensor) -> Parts:
+    def _posterior_parts(self, z: Latents, x: Tensor) -> Parts:
         x = F.pad(x, self.padding, mode="replicate")
         features, above = self.model.vae.inference(x), None
         for g in range(len(features) - 1, -1, -1):
             mean, index = self.model.vae.posterior_of(g, above, features[g], x)
             tables = None if self.rounded else self.weights.posterior_tables
-            z = yield f"z_{g + 1} returned", self._latents(mean, index, tables)
-            above = self._descend(g, above, z, mean)
+            values = yield f"z_{g + 1} returned", self._latents(mean, index, tables)
+            above = self._descend(g, z, values, mean)
 
-    def _descend(self, g: int, above: Above | None, z: Values, like: Tensor) -> Above:
-        if g not in self.above:
-            latents = torch.from_numpy(z).to(like.device).view(like.shape).to(like.dtype) * LATENT_UNIT
-            self.above[g] = self.model.vae.descend(g, above, latents)
-        return self.above[g]
+    def _descend(self, g: int, z: Latents, values: Values, like: Tensor) -> Above:
+        """What is known after z_g, where z knows it not yet."""
+        if g not in z.above:
+            latents = torch.from_numpy(values).to(like.device).view(like.shape).to(like.dtype) * LATENT_UNIT
+            z.above[g] = self.model.vae.descend(g, z.above.get(g + 1), latents)
+        return z.above[g]
 
-    def _likelihood_parts(self) -> Parts:
-        vae, above = self.model.vae, self.above[0]
+    def _likelihood_parts(self, z: Latents) -> Parts:
+        vae, above = self.model.vae, z.above[0]
         centre = vae.centre(above)
         outside = torch.zeros_like(centre)
         yield from self._colours("x", vae.head, vae.last(above.h), Start(centre), outside, self.rows, self.columns)
@@ -347,12 +346,12 @@ class Network:
             step = 2 ** (number - 1)
             rows, columns = -(-self.height // step), -(-self.width // step)
             inputs = (a,) if features is None else (a, features)
-            h, mean = in_stripes(level.enter, 3 + len(level.blocks), *inputs)
+            h, mean = in_stripes(level.enter, level.reach, *inputs)
             known = [a]
             fine = a.new_empty(1, 3, 2 * a.shape[2], 2 * a.shape[3])
             fine[..., ::2, ::2] = a
             for name, row, column in zip(PHASES, (1, 0, 1), (1, 1, 0), strict=True):
-                start = Start(*in_stripes(partial(level.prepare, name), 2, *known))
+                start = Start(*in_stripes(partial(level.prepare, name), level.head(name).reach, *known))
                 x, normal = yield from self._colours(
                     f"{name}_{number}",
                     level.head(name),
@@ -365,9 +364,10 @@ class Network:
                 fine[..., row::2, column::2] = x
                 known.append(x)
                 if name in level.updates:
-                    (h,) = in_stripes(partial(level.update, name), 1, h, x - mean, normal)
+                    margin = reach_of(level.updates[name])
+                    (h,) = in_stripes(partial(level.update, name), margin, h, x - mean, normal)
             if level.up is not None:
-                features = in_stripes(level.features, 0, h)[0][..., :rows, :columns]
+                features = in_stripes(level.features, reach_of(level.up), h)[0][..., :rows, :columns]
             a = fine[..., :rows, :columns]
 
     def _colours(
@@ -386,7 +386,13 @@ class Network:
         for k, c in enumerate(CHANNEL_ORDER):
             centre = start.centre[:, c] + x[:, 1] if k and start.linear is not None else start.centre[:, c]
             mean, index, shape = in_stripes(
-                partial(colour, head, k), 0, h, start.linear, start.spread, centre, *itertools.chain(*seen)
+                partial(colour, head, k),
+                head.reach_of_colour,
+                h,
+                start.linear,
+                start.spread,
+                centre,
+                *itertools.chain(*seen),
             )
             if k < self.colours:
                 inside = (0, slice(0, rows), slice(0, columns))
@@ -401,12 +407,13 @@ class Network:
 
     def _latents(self, mean: Tensor, index: Tensor, tables: Tables | None) -> Codec[Values]:
         """Latents under tables; without any, their rounded means."""
-        steps = (mean * (4 / LATENT_UNIT)).int()
+        parts = LATENT_FRACTIONS
+        steps = (mean * (parts / LATENT_UNIT)).int()
         if tables is None:
-            rounded = flat((steps + 2).div(4, rounding_mode="floor"))
+            rounded = flat((steps + parts // 2).div(parts, rounding_mode="floor"))
             return Codec(lambda stack, values: None, lambda stack: rounded)
-        locs = steps.div(4, rounding_mode="floor")
-        return table_codec(tables, flat(index.int() * 4 + steps % 4), flat(locs))
+        locs = steps.div(parts, rounding_mode="floor")
+        return table_codec(tables, flat(index.int() * parts + steps % parts), flat(locs))
 
     def _latent_grid(self, g: int) -> Tensor:
         """A tensor with the size of z_g."""
@@ -425,34 +432,3 @@ def colour(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``Head.colour`` from the state on, so that nothing between the two is kept for more than a stripe."""
     return head.colour(k, head.enter(h, spread, k), linear, centre, list(zip(seen[::2], seen[1::2], strict=True)))
-
-
-def in_stripes(
-    f: Callable[..., Tensor | tuple[Tensor, ...]], margin: int, x: Tensor, *others: Tensor | None
-) -> tuple[Tensor, ...]:
-    """f of tensors [..., h, w], stripe by stripe; f looks ``margin`` rows beyond each row."""
-    rows, inputs = x.shape[-2], (x, *others)
-    whole: list[Tensor] = []
-    for top in range(0, rows, STRIPE):
-        first, last = max(top - margin, 0), min(top + STRIPE + margin, rows)
-        parts = f(*(x[..., first:last, :] if x is not None else None for x in inputs))
-        parts = (parts,) if isinstance(parts, Tensor) else parts
-        scale = parts[0].shape[-2] // (last - first)
-        whole = whole or [empty_like(part, scale * rows) for part in parts]
-        inside = slice(scale * (top - first), scale * (top - first + STRIPE))
-        for out, part in zip(whole, parts, strict=True):
-            out[..., scale * top : scale * (top + STRIPE), :] = part[..., inside, :]
-    return tuple(whole)
-
-
-def empty_like(part: Tensor, rows: int) -> Tensor:
-    """A tensor with the layout of ``part`` and that many rows."""
-    last = part.ndim == 4 and part.is_contiguous(memory_format=torch.channels_last)
-    size = (*part.shape[:-2], rows, part.shape[-1])
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(size, dtype=part.dtype, device=part.device, memory_format=layout)
-
-
-def flat(x: Tensor) -> Values:
-    values: Values = x.to(torch.int32).flatten().cpu().numpy()
-    return values

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import lossless, model
-from .exact import ExactConv
-from .objectives import Objective
-from .weights import WeightsError, load
+from ..exact import ExactConv
+from ..kinds import load
+from ..weights import WeightsError, about
+from .objective import Objective
+from .objectives import OBJECTIVES
 
 LAST, STABLE, CURVE = "last.pt", "stable.pt", "curve.csv"
 
@@ -93,8 +94,9 @@ def read(path: Path, objective: Objective, device: torch.device) -> dict[str, An
 
     Raises WeightsError for what is neither, ValueError for a model that is not the objective's.
     """
-    state = thawed(load(path, device).model) if path.suffix == ".safetensors" else opened(path, device)
-    name, config = state["kind"], asdict(model_of(state, path).config)
+    exported = path.suffix == ".safetensors"
+    state = thawed(load(path, device).model, about(path).kind) if exported else opened(path, device)
+    name, config = state["kind"], asdict(model_of(state, path)[1].config)
     wanted = asdict(objective.config)
     if name != objective.name:
         raise ValueError(f"{path} holds a {name} model, and the configuration is of a {objective.name} one")
@@ -120,31 +122,29 @@ def lacks_units(state: dict[str, Any]) -> bool:
     return state["kind"] == "lossy" and not any(name.endswith("_units") for name in state["model"])
 
 
-def thawed(frozen: Any) -> dict[str, Any]:
+def thawed(frozen: Any, kind: str) -> dict[str, Any]:
     """The state of exported weights, as floating-point numbers."""
     tensors = {name: tensor.float() for name, tensor in frozen.state_dict().items()}
     for name, layer in frozen.named_modules():
         if isinstance(layer, ExactConv):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = layer.thawed()
-    kind = "lossless" if isinstance(frozen, lossless.LosslessModel) else "lossy"
     return {"model": tensors, "kind": kind, "config": asdict(frozen.config)}
 
 
-def model_of(state: dict[str, Any], path: Path) -> model.LossyModel | lossless.LosslessModel:
-    """A checkpoint's averaged model. Raises WeightsError if its tensors do not fit its configuration."""
+def model_of(state: dict[str, Any], path: Path) -> tuple[Objective, Any]:
+    """What a checkpoint was trained for, and its averaged model. Raises WeightsError if its tensors do not fit its
+    configuration."""
     settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in state["config"].items()}
     try:
-        built: model.LossyModel | lossless.LosslessModel
-        if state["kind"] == "lossless":
-            built = lossless.LosslessModel(lossless.Config(**settings))
-        else:
-            built = model.LossyModel(model.Config(**settings))
+        of_kind: Any = OBJECTIVES[state["kind"]]
+        objective: Objective = of_kind(of_kind.configuration(**settings))
+        built: Any = objective.build()
         found = built.load_state_dict(state.get("average", state["model"]), strict=False)
         # Units are set where there are none: see calibrate.py.
         missing = [name for name in found.missing_keys if not name.endswith("_units")]
         if missing or found.unexpected_keys:
             raise ValueError(f"{len(missing)} tensors are missing, {len(found.unexpected_keys)} are unknown")
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} does not fit its own configuration: {reason}") from None
-    return built
+    return objective, built

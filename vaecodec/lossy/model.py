@@ -20,22 +20,15 @@ h_s, the context networks and g_s are exact (see ``exact.py``); g_a and h_a only
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .exact import (
-    HIDDEN_MAX,
-    QUALITY_MAX,
-    STREAM_MAX,
-    STREAM_UNIT,
-    UNIT,
-    WEIGHT_MAX_8,
+from ..exact import (
     Conv,
     ExactConv,
     interpolate,
@@ -46,177 +39,34 @@ from .exact import (
     shares,
     snap,
 )
-from .ranks import share_of_noise
-
-SCALES = 64
-SCALE_MIN, SCALE_MAX = 0.11, 256.0
-LAMBDA_MIN = 0.001
-PATCH = 16
-"""Pixels to a latent, along one side."""
-HYPER = 4
-"""Latents to a hyper-latent, along one side."""
-STEPS = 4
-STEP_ORDER = (0, 3, 1, 2)
-"""A step's quarter, xor the parity of the position. Diagonal neighbours come first (0 and 3): then the last two steps
-see all four direct neighbours of the same channel."""
-PIXEL_SCALE = 64
-"""Levels in one unit of the networks: it keeps first and last weights the size of the others."""
-PIXEL_UNIT = 1 / 16 / PIXEL_SCALE
-MEAN_MAX = 2047.0
-INDEX_GAIN = 16
-"""Table indices to one unit of the networks."""
-CONTEXT_MAX = 511
-OUT_MAX = 2**17 - 1
-"""Limit of what the last layers give, in their units."""
-GAIN_BITS = 20
-"""Fraction bits of the decoder's integer gains."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Widths of the network; ``latent`` is M, the channels of y and of the streams at 1/16."""
-
-    width: int = 128  # channels at 1/8
-    latent: int = 320
-    inner: int = 192  # hidden channels of the residual blocks at 1/16
-    blocks: tuple[int, int] = (2, 3)  # residual blocks at 1/8 and at 1/16, in g_a and in g_s
-    hyper: int = 128  # hidden channels of h_a, h_s and the context networks
-    hyper_latent: int = 64  # channels of z
-    knots: int = 9  # stored points over the quality range
-    bits: int = 4  # of activations after the point, in h_s and the context networks, and of means
-    lambda_max: float = 0.25  # at quality 100
-
-    @property
-    def unit(self) -> float:
-        """Grid of those activations, of means and of y_hat."""
-        return 2.0**-self.bits
-
-
-def lagrangian(quality: Tensor, largest: float) -> Tensor:
-    """lambda of a quality (hundredths): log-linear up to ``largest``; weighs the mean squared error on the 0..255
-    scale."""
-    return LAMBDA_MIN * (largest / LAMBDA_MIN) ** (quality.double() / QUALITY_MAX).float()
-
-
-def scale_of(index: Tensor) -> Tensor:
-    """Standard deviation for a (possibly fractional) table index 0..63."""
-    return SCALE_MIN * torch.exp(index * (math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)))
-
-
-def gaussian_bits(value: Tensor, scale: Tensor) -> Tensor:
-    """Bits of the unit interval around ``value`` under N(0, scale^2): the density convolved with the uniform posterior
-    (Balle et al. 2018, eq. 9)."""
-    value = value.abs()
-    upper, lower = torch.special.ndtr((0.5 - value) / scale), torch.special.ndtr((-0.5 - value) / scale)
-    return -torch.log2((upper - lower).clamp(min=1e-9))
-
-
-def step_quarters(height: int, width: int, step: int, device: torch.device) -> Tensor:
-    """int64 [h, w]: which quarter of the channels a context step decodes at each position."""
-    row = torch.arange(height, device=device)[:, None] % 2
-    column = torch.arange(width, device=device)[None, :] % 2
-    return STEP_ORDER[step] ^ (2 * row + column)
-
-
-def pick(y: Tensor, quarters: Tensor) -> Tensor:
-    """Of y [B, M, h, w] the given quarter of the channels at each position: [B, M / 4, h, w]."""
-    y = y.view(len(y), STEPS, -1, *y.shape[2:])
-    return y.gather(1, quarters.expand(len(y), 1, *y.shape[2:])).squeeze(1)
-
-
-def place(y: Tensor, quarters: Tensor, values: Tensor) -> Tensor:
-    """y with ``values`` where ``pick`` takes them from."""
-    y = y.view(len(y), STEPS, -1, *y.shape[2:])
-    return y.scatter(1, quarters.expand(len(y), 1, *y.shape[2:]), values.unsqueeze(1)).flatten(1, 2)
-
-
-class Block(nn.Module):
-    """x + 1x1(relu(3x3(x))), in floating point; the hidden layer's bias depends on the quality."""
-
-    def __init__(self, channels: int, inner: int, knots: int) -> None:
-        super().__init__()
-        self.conv_3 = Conv(channels, inner, 3, knots=knots)
-        self.conv_1 = Conv(inner, channels, zero=True)
-
-    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
-        h = F.hardtanh(self.conv_3(x, quality), 0, HIDDEN_MAX * UNIT)
-        return bounded(x + bounded(self.conv_1(h)))
-
-
-class ExactBlock(nn.Module):
-    """The same in 8 bits: what the stream gives (-128 to 127), the hidden layer (0 to 255) and what is added to the
-    stream (-128 to 127), each channel in units of its own."""
-
-    def __init__(self, channels: int, inner: int, knots: int) -> None:
-        super().__init__()
-        self.conv_3 = conv_8(channels, inner, 3, in_max=128, low=0, high=255, knots=knots)
-        self.conv_1 = conv_8(inner, channels, in_max=255, low=-128, high=127, zero=True)
-
-    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
-        units = per_channel(self.conv_3.in_units).to(x.dtype)
-        if x.requires_grad or not self.conv_3.exact:
-            h = F.hardtanh(x / units, -128, 127)
-            h = (rounded(h) if self.conv_3.exact else h) * units
-        else:
-            h = (x / units).round_().clamp_(-128, 127).mul_(units)
-        # Units of what is added are multiples of the stream's, so the sum needs no rounding.
-        return bounded(x + self.conv_1(self.conv_3(h, quality)))
-
-
-def conv_8(
-    c_in: int, c_out: int, kernel: int = 1, *, in_max: int, low: int, high: int, knots: int = 1, zero: bool = False
-) -> ExactConv:
-    """A layer of 8-bit integers whose units are calibrated."""
-    return ExactConv(
-        c_in,
-        c_out,
-        kernel,
-        in_unit=UNIT,
-        in_max=in_max,
-        out_unit=UNIT,
-        low=low,
-        high=high,
-        weight_max=WEIGHT_MAX_8,
-        calibrated=True,
-        knots=knots,
-        zero=zero,
-    )
-
-
-def of_seen(h: Tensor, seen: Tensor | None) -> Tensor:
-    """h [B, C, H, W] with zeros where ``seen`` [1, 1, h, w] has some, of latents at 1/16: there nothing is, as outside
-    the picture."""
-    return h if seen is None else h * F.interpolate(seen, size=h.shape[2:], mode="nearest")
-
-
-def stream(x: Tensor, exact: bool) -> Tensor:
-    return requantise(x, STREAM_UNIT, -STREAM_MAX * STREAM_UNIT, STREAM_MAX * STREAM_UNIT, exact)
-
-
-def bounded(x: Tensor) -> Tensor:
-    return F.hardtanh(x, -STREAM_MAX * STREAM_UNIT, STREAM_MAX * STREAM_UNIT)
-
-
-def entropy_conv(
-    c: Config, c_in: int, c_out: int, kernel: int = 1, *, knots: int = 1, seen: int = 0, last: bool = False
-) -> ExactConv:
-    """A layer of h_s or a context network. Its last ``seen`` inputs are latents, the others hidden activations, as its
-    outputs are, unless it is the ``last``."""
-    finer = round(UNIT / c.unit)
-    low, high = (-OUT_MAX, OUT_MAX) if last else (0, HIDDEN_MAX * finer)
-    limits = [HIDDEN_MAX * finer] * (c_in - seen) + [CONTEXT_MAX * finer] * seen
-    return ExactConv(
-        c_in,
-        c_out,
-        kernel,
-        in_unit=c.unit,
-        in_max=limits,
-        out_unit=c.unit,
-        low=low,
-        high=high,
-        knots=knots,
-        wide=last,
-    )
+from .layers import (
+    CONTEXT_MAX,
+    HYPER,
+    INDEX_GAIN,
+    MEAN_MAX,
+    OUT_MAX,
+    PIXEL_SCALE,
+    PIXEL_UNIT,
+    SCALES,
+    STEP_ORDER,
+    STEPS,
+    STREAM_MAX,
+    STREAM_UNIT,
+    UNIT,
+    Block,
+    Config,
+    ExactBlock,
+    bounded,
+    entropy_conv,
+    gaussian_bits,
+    of_seen,
+    pick,
+    place,
+    scale_of,
+    step_quarters,
+    stream,
+    wide_conv,
+)
 
 
 class Analysis(nn.Module):
@@ -256,20 +106,6 @@ class Synthesis(nn.Module):
         for block in self.fine:
             h = block(of_seen(h, seen), quality)
         return F.pixel_shuffle(self.head(h), 8) * PIXEL_SCALE + 128
-
-
-def wide_conv(c_in: int, c_out: int, out_unit: float, limit: int) -> ExactConv:
-    """A 1x1 layer that reads the stream of g_s."""
-    return ExactConv(
-        c_in,
-        c_out,
-        in_unit=STREAM_UNIT,
-        in_max=STREAM_MAX,
-        out_unit=out_unit,
-        low=-limit,
-        high=limit,
-        wide=True,
-    )
 
 
 class HyperAnalysis(nn.Module):
@@ -348,6 +184,30 @@ class Context(nn.Module):
         return mean, index
 
 
+class Walk:
+    """The context steps, one after the other: gives mean and table index of the latents of each, [B, M / 4, h, w] both,
+    and before it goes on takes what these latents are. y_hat [B, M, h, w]: those that are known, 0 elsewhere."""
+
+    def __init__(self, contexts: Iterable[nn.Module], features: Tensor, y_hat: Tensor, quality: Tensor) -> None:
+        self.contexts, self.features, self.y_hat, self.quality = contexts, features, y_hat, quality
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, context in enumerate(self.contexts):
+            rows, columns = self.y_hat.shape[2:]
+            self.quarters = step_quarters(rows, columns, step, self.y_hat.device)
+            self.mean, index = context(self.features, self.y_hat, self.quality)
+            yield self.mean, index
+
+    def left(self, y: Tensor) -> Tensor:
+        """Of latents y [B, M, h, w] those of this step, less their means."""
+        left: Tensor = pick(y, self.quarters) - self.mean
+        return left
+
+    def take(self, values: Tensor) -> None:
+        """Values [B, M / 4, h, w] of the latents of this step."""
+        self.y_hat = place(self.y_hat, self.quarters, values)
+
+
 class Pass(NamedTuple):
     """What a training pass gives: bits [B] of each picture, x_hat [B, 3, H, W] in 0..255, and for each latent, in the
     order of the steps, y - mean with noise (or rounded) and the index of its scale [B, M, h, w]."""
@@ -402,10 +262,10 @@ class LossyModel(nn.Module):
         """
         return y * (per_channel(interpolate(self.log_ratio, quality).exp()) / inverse)
 
-    def forward(self, x: Tensor, quality: Tensor, hard: bool = False) -> Pass:
+    def forward(self, x: Tensor, quality: Tensor, hard: bool = False, draw: Draw = torch.rand_like) -> Pass:
         """Training pass. x float [B, 3, H, W] in 0..255, H and W multiples of 64; quality int64 [B].
 
-        ``hard`` counts the bits of the rounded latents, otherwise of latents with uniform noise.
+        ``hard`` counts the bits of the rounded latents, otherwise of latents with uniform noise, which ``draw`` draws.
         """
         exact = self.g_s.head.exact
         if not self.g_s.head.frozen:
@@ -416,7 +276,7 @@ class LossyModel(nn.Module):
             z_mean = per_channel(interpolate(snap(self.z_mean, UNIT), quality))
             z_index = per_channel(interpolate(self.z_index, quality)).clamp(0, SCALES - 1)
             y = self.scaled(y, inverse, quality)
-            coded = self.quantised(y, z_mean, z_index, quality, whole if hard else noisy)
+            coded = self.quantised(y, z_mean, z_index, quality, whole if hard else partial(noisy, draw=draw))
             x_hat = self.g_s(stream(coded.y_hat * inverse, exact), quality)
         return Pass(coded.bits, x_hat.float(), coded.residual, coded.scale_index)
 
@@ -430,18 +290,18 @@ class LossyModel(nn.Module):
         counted, z_hat = rounding(z - z_mean)
         bits = gaussian_bits(counted, scale_of(z_index)).sum((1, 2, 3))
         features = self.h_s(z_hat + z_mean, quality)[:, :, :rows, :columns]
-        y_hat, steps = torch.zeros_like(y), []
-        for step, context in enumerate(self.context):
-            quarters = step_quarters(rows, columns, step, y.device)
-            mean, index = context(features, y_hat, quality)
-            counted, value = rounding(pick(y, quarters) - mean)
-            y_hat = place(y_hat, quarters, value + mean)
+        walk, steps = Walk(self.context, features, torch.zeros_like(y), quality), []
+        for mean, index in walk:
+            counted, value = rounding(walk.left(y))
+            walk.take(value + mean)
             steps.append((counted, index))
         residual, scale_index = (torch.cat(parts, 1) for parts in zip(*steps, strict=True))
         bits = bits + gaussian_bits(residual, scale_of(scale_index)).sum((1, 2, 3))
-        return Quantised(bits, y_hat, residual, scale_index)
+        return Quantised(bits, walk.y_hat, residual, scale_index)
 
 
+Draw = Callable[[Tensor], Tensor]
+"""Noise of the shape of a tensor. Processes that train together draw for all of them, see ``training.ranks``."""
 Rounded = tuple[Tensor, Tensor]
 """Of a latent less its mean: the value whose bits are counted, and the one that goes on to the decoder."""
 
@@ -452,6 +312,6 @@ def whole(value: Tensor) -> Rounded:
     return integer, integer
 
 
-def noisy(value: Tensor) -> Rounded:
+def noisy(value: Tensor, draw: Draw) -> Rounded:
     """In training the bits are those of the uniform posterior."""
-    return value + share_of_noise(torch.rand_like, value) - 0.5, rounded(value)
+    return value + draw(value) - 0.5, rounded(value)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from bitstream import VaeError
 
+from ..exact import Conv
 from . import ranks
 from .crops import Crops
-from .exact import Conv
-from .objectives import Objective, Phase
+from .objective import Objective, Phase
 from .soap import Kernel, Soap
 
 AVERAGE_EVERY = 5  # steps; each update reads all weights

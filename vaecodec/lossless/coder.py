@@ -1,0 +1,65 @@
+"""Pictures of lossless files: samples -> tiles, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from bitstream import BITS_BACK, ROUNDED, Container, Header, Record, Tile
+
+from ..colour import channels_of
+from ..exact import exact_arithmetic
+from ..image import Pixels, Samples
+from ..tiles import Box, Progress, Region, box_of, forgiving, tiles
+from .tile import TileCoder
+from .weights import LosslessWeights
+
+
+def needs_weights(container: Container, wanted: Box) -> bool:
+    """Whether a wanted part of a file has tiles with networks."""
+    return container.header.depth == 8 and any(
+        tile.method in (BITS_BACK, ROUNDED) for _, tile in needed_of(container, wanted)
+    )
+
+
+def needed_of(container: Container, wanted: Box) -> list[tuple[Box, Tile]]:
+    header = container.header
+    grid = zip(tiles(header.height, header.width, header.tile), container.tiles, strict=True)
+    return [(box, tile) for box, tile in grid if box & wanted]
+
+
+class LosslessCoder:
+    """The tiles of lossless files, with one set of weights; to decode files without networks, None will do."""
+
+    def __init__(self, weights: LosslessWeights | None, device: torch.device) -> None:
+        self.weights, self.device = weights, device
+
+    def encode(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
+        """The tiles of a picture, in raster order; the networks are for samples of 8 bits."""
+        coder, coded = TileCoder(self.weights if header.depth == 8 else None, header.depth, effort > 0), []
+        whole = box_of(None, header.width, header.height)
+        for box in tiles(header.height, header.width, header.tile):
+            coded.append(coder.push(pixels[box.within(whole)]))
+            progress(box.rows * box.columns)
+        return coded
+
+    def decode(
+        self,
+        container: Container,
+        wanted: Box,
+        progress: Progress,
+        damaged: list[Region] | None,
+        record: Record | None = None,
+    ) -> Iterator[tuple[Box, Samples]]:
+        """The boxes of tiles, as far as they are wanted, and their samples [h, w, C], each when it is decoded."""
+        header = container.header
+        coder, channels = TileCoder(self.weights, header.depth), channels_of(header)
+        for box, tile in needed_of(container, wanted):
+            part = box & wanted
+            samples: Samples | None = None
+            with forgiving(box, damaged), exact_arithmetic(self.device):
+                samples = coder.pop(tile, (box.rows, box.columns, channels), record)
+            if samples is not None:
+                yield part, samples[part.within(box)]
+            progress(part.rows * part.columns)

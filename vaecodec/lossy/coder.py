@@ -1,0 +1,215 @@
+"""Pictures of lossy files: pixels -> latents -> tiles, and the way back.
+
+A tile is coded on its own, see ``tile``. Only analysis and synthesis read a margin around it, which is wide enough that
+the joint picture has no seams. What the networks are no good at is coded without them, and for analysis and synthesis
+of the tiles around it the picture ends there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import groupby
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitstream import NETWORK, PLAIN, RAW, Container, Header, Record, Tile, VersionError
+
+from ..colour import channels_of, colours_of
+from ..exact import exact_arithmetic
+from ..image import Pixels, grey_of
+from ..plain_tiles import Samples, sample_type, samples_in, smaller_tile
+from ..tiles import Box, Progress, Region, advance, box_of, forgiving, shares, tiles
+from . import misfits
+from .grid import Band, Missing
+from .layers import PATCH, STREAM_UNIT, lagrangian, of_seen
+from .refine import refined, steps_of
+from .tile import pop_tile, push_tile
+from .weights import LossyWeights
+
+PIXEL_STEPS = 16
+"""Of a pixel, as it is rounded: integers from here on, so that 16 bits are as exact as 8."""
+
+
+def needs_weights(container: Container, wanted: Box) -> bool:
+    """Whether a file has tiles with networks."""
+    return any(tile.method not in (PLAIN, RAW) for tile in container.tiles)
+
+
+class LossyCoder:
+    """The tiles of lossy files, with one set of weights; to decode files without networks, None will do."""
+
+    def __init__(self, weights: LossyWeights | None, device: torch.device) -> None:
+        self.weights, self.device = weights, device
+
+    def encode(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
+        """The tiles of a picture, in raster order."""
+        assert self.weights is not None
+        encoder = Encoder(self.weights, self.device, pixels, header, effort)
+        whole, side = box_of(None, header.width, header.height), header.tile // PATCH
+        coded, waiting = dict[Box, Tile](), tiles(*grid_of(header), side)
+        boxes = waiting
+        while waiting:
+            left_out = list[Box]()
+            for box in waiting:
+                samples = pixels[(box.times(PATCH) & whole).within(whole)]
+                parts = shares(box.rows * box.columns * PATCH**2 if box not in coded else 0, steps_of(effort) + 1)
+                stepped = partial(advance, progress, parts)
+                coded[box] = tile = encoder.push_best(samples, box, stepped)
+                stepped()
+                if tile.method != NETWORK:
+                    left_out.append(box)
+            # Their neighbours have counted on their latents.
+            for box in left_out:
+                encoder.missing.add(box)
+            around = [box.grown(self.weights.margin) for box in left_out]
+            waiting = [b for b in boxes if coded[b].method == NETWORK and any(b & other for other in around)]
+        return [coded[box] for box in boxes]
+
+    def decode(
+        self,
+        container: Container,
+        wanted: Box,
+        progress: Progress,
+        damaged: list[Region] | None,
+        record: Record | None = None,
+    ) -> Iterator[tuple[Box, Samples]]:
+        """The boxes of tiles, as far as they are wanted, and their samples [h, w, C], each when it is decoded."""
+        header, weights = container.header, self.weights
+        margin, latents = (weights.margin, weights.model.config.latent) if weights else (0, 0)
+        whole, grid, side = box_of(None, header.width, header.height), Box(0, 0, *grid_of(header)), header.tile // PATCH
+        inner = Box(wanted.top // PATCH, wanted.left // PATCH, -(-wanted.bottom // PATCH), -(-wanted.right // PATCH))
+        outer = inner.grown(margin) & grid
+        boxes = list(zip(tiles(grid.rows, grid.columns, side), container.tiles, strict=True))
+        needed = [(box, tile) for box, tile in boxes if box & outer]
+        missing = Missing(side, {(b.top // side, b.left // side) for b, t in needed if t.method in (PLAIN, RAW)})
+        quality = torch.tensor([header.quality], device=self.device)
+        # Tiles wait with their alpha, or all their samples, None if they are damaged, for the latents below them.
+        band, waiting = Band(latents, outer), deque[tuple[Box, Tile, Samples | None]]()
+        for top, row in groupby(needed, lambda pair: pair[0].top):
+            kept = (waiting[0][0].top if waiting else top) - margin
+            band.move(max(kept, outer.top), min(top + side, outer.bottom))
+            for box, tile in row:
+                covered = box.times(PATCH) & whole
+                samples: Samples | None = None
+                with forgiving(covered, damaged), exact_arithmetic(self.device):
+                    if tile.method not in (PLAIN, RAW):
+                        samples = self._pop(tile, box, covered, header, quality, band, outer, record)
+                    elif box & inner:
+                        samples = samples_in(tile, (covered.rows, covered.columns, channels_of(header)), header.depth)
+                if box & inner:
+                    waiting.append((box, tile, samples))
+            while waiting and min(waiting[0][0].bottom + margin, outer.bottom) <= band.box.bottom:
+                box, tile, samples = waiting.popleft()
+                part = box & inner
+                if samples is not None:
+                    shown = part.times(PATCH) & wanted
+                    samples = samples[shown.within(box.times(PATCH))]
+                    if tile.method == NETWORK:
+                        with exact_arithmetic(self.device):
+                            colours = self.synthesised(band, part, quality, header, missing)
+                        colours = colours[shown.within(part.times(PATCH))]
+                        dtype = sample_type(header.depth)
+                        samples = np.concatenate([colours, samples], 2, dtype=dtype, casting="unsafe")
+                    yield shown, samples
+                progress(part.rows * part.columns * PATCH**2)
+
+    def _pop(
+        self,
+        tile: Tile,
+        box: Box,
+        covered: Box,
+        header: Header,
+        quality: Tensor,
+        band: Band,
+        outer: Box,
+        record: Record | None,
+    ) -> Samples:
+        """The alpha of a tile with networks; what g_s reads of it goes into the band. Raises CorruptError."""
+        if tile.method != NETWORK:
+            raise VersionError(f"unknown tile method {tile.method}")
+        assert self.weights is not None
+        shape = (covered.rows, covered.columns, channels_of(header) - colours_of(header))
+        y_hat, alpha = pop_tile(self.weights, tile, box.rows, box.columns, quality, shape, header.depth, record)
+        stream = self.weights.stream((y_hat / self.weights.model.config.unit).long(), quality)[0] / STREAM_UNIT
+        part = box & outer
+        band.values[:, *part.within(band.box)] = stream.to(torch.int16).cpu().numpy()[:, *part.within(box)]
+        return alpha
+
+    def synthesised(
+        self, band: Band, box: Box, quality: Tensor, header: Header, missing: Missing
+    ) -> NDArray[np.signedinteger]:
+        """What g_s makes of a box, integers [H, W, 3 or 1] in 0..2**depth - 1, from a band that holds it and, as far as
+        the picture reaches, the margin around it."""
+        assert self.weights is not None
+        model = self.weights.model
+        outer = box.grown(self.weights.margin) & band.box
+        steps = torch.from_numpy(np.array(band.values[:, *outer.within(band.box)])).to(self.device)[None]
+        stream = steps.to(model.log_ratio.dtype).contiguous(memory_format=torch.channels_last) * STREAM_UNIT
+        x_hat = model.g_s(stream, quality, missing.seen(outer, stream))
+        x_hat = x_hat[0, :, *box.times(PATCH).within(outer.times(PATCH))]
+        most = 2**header.depth - 1
+        steps = (x_hat * PIXEL_STEPS).clamp_(0, 255 * PIXEL_STEPS).to(torch.int32)
+        steps.mul_(2 * most).add_(255 * PIXEL_STEPS).floor_divide_(2 * 255 * PIXEL_STEPS)
+        pixels: NDArray[np.int32] = steps.permute(1, 2, 0).cpu().numpy()
+        return grey_of(pixels) if colours_of(header) == 1 else pixels
+
+
+class Encoder:
+    """One picture on its way into a file. missing: the tiles that turned out to be coded without networks."""
+
+    def __init__(
+        self, weights: LossyWeights, device: torch.device, pixels: Pixels, header: Header, effort: int
+    ) -> None:
+        self.weights, self.pixels, self.header, self.effort = weights, pixels, header, effort
+        self.quality = torch.tensor([header.quality], device=device)
+        self.missing = Missing(header.tile // PATCH, set())
+
+    def push_best(self, samples: Samples, box: Box, stepped: Callable[[], None]) -> Tile:
+        """A tile with networks or, where they cost more than they save, without."""
+        weights, model, q, depth = self.weights, self.weights.model, self.quality, self.header.depth
+        outer = box.grown(weights.margin) & Box(0, 0, *grid_of(self.header))
+        inside, colours = box.within(outer), colours_of(self.header)
+        seen = self.missing.seen(outer, model.log_ratio)
+        x = self.padded(outer)
+        y = of_seen(weights.quantiser_units(model.g_a(x, q, seen), q), seen)
+        if self.effort:
+            y[..., *inside] = refined(weights, x, y, inside, q, self.effort, seen, stepped)
+        tile, y[..., *inside] = push_tile(weights, y[..., *inside], q, samples[..., colours:], depth)
+        pixel = 8 / (samples.shape[0] * samples.shape[1])
+        weight = float(lagrangian(q, model.config.lambda_max))
+        bits = len(tile.words) * pixel
+        signs = misfits.signs(samples, depth)
+        if not signs.doubtful(bits, weight):
+            return tile
+        x_hat = model.g_s(weights.stream((y / model.config.unit).round().long(), q), q, seen)
+        error = (x_hat.clamp(0, 255) - x)[0, :, *box.times(PATCH).within(outer.times(PATCH))]
+        error = error[:, : samples.shape[0], : samples.shape[1]]
+        error = error.mean(0) if colours == 1 else error
+        cost = bits + weight * float(error.square().mean())
+        if cost < signs.bits:
+            return tile
+        exact = smaller_tile(samples, depth)
+        return exact if len(exact.words) * pixel <= cost else tile
+
+    def padded(self, outer: Box) -> Tensor:
+        """The pixels of a box of latents, float [1, 3, H, W] in 0..255, repeated below and right of the picture."""
+        whole = box_of(None, self.pixels.width, self.pixels.height)
+        part = self.pixels[(outer.times(PATCH) & whole).within(whole)]
+        x = torch.from_numpy(np.array(part[..., :3]) if part.shape[2] > 2 else part[..., :1].repeat(3, 2))
+        x = x.to(self.quality.device, torch.float32).permute(2, 0, 1)[None]
+        if self.header.depth > 8:
+            x = x * (255 / (2**self.header.depth - 1))
+        missing = (outer.columns * PATCH - x.shape[3], outer.rows * PATCH - x.shape[2])
+        x = F.pad(x, (0, missing[0], 0, missing[1]), mode="replicate")
+        return x.to(self.weights.model.log_ratio.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def grid_of(header: Header) -> tuple[int, int]:
+    """Rows and columns of latents."""
+    return -(-header.height // PATCH), -(-header.width // PATCH)

@@ -1,0 +1,125 @@
+"""The lossy codec's weights: integers for the decoder, half floats for the encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitstream import Tables
+
+from ..exact import QUALITY_MAX, interpolate, per_channel, reach_of
+from ..weights import Answer, Stored, arrays_of, freeze, integers_of, nothing_drawn, ready, scrambled, tables_of, write
+from .layers import GAIN_BITS, SCALES, STREAM_MAX, STREAM_UNIT, UNIT, Config
+from .model import LossyModel
+
+KNOWN_INPUTS = ((0, 64), (6180, 64), (QUALITY_MAX, 2**20))
+"""Quality and largest latent, in its steps, of the self-test's tiles; the last drives every sum to its limits."""
+
+
+@dataclass
+class LossyWeights:
+    """The lossy codec's networks and numbers, ready to run.
+
+    model: frozen networks. tables: entropy tables, one for each scale index. identity: 16 bytes.
+    inverse: int64 [knots, M], gains of g_s's input in steps of 2**-GAIN_BITS; z_mean: int64 [knots, C_z] in steps of
+    1/16; z_index: int64 [knots, C_z], table numbers.
+    """
+
+    model: LossyModel
+    tables: Tables
+    identity: bytes
+    inverse: Tensor
+    z_mean: Tensor
+    z_index: Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
+        to_device: Any = self.model.to  # not all versions of torch declare memory_format
+        to_device(device, dtype, memory_format=torch.channels_last)
+        self.inverse, self.z_mean, self.z_index = (x.to(device) for x in (self.inverse, self.z_mean, self.z_index))
+
+    @property
+    def margin(self) -> int:
+        """How many latents around a tile analysis and synthesis see; two samples at 1/8 are one latent."""
+        parts = (self.model.g_a, self.model.g_s)
+        return max(reach_of(part.coarse) + -(-reach_of(part.fine) // 2) for part in parts)
+
+    def quantiser_units(self, y: Tensor, quality: Tensor) -> Tensor:
+        """g_a's output [1, M, h, w] in steps of the quantiser."""
+        inverse = per_channel(interpolate(self.inverse, quality)).to(y.dtype) * 2**-GAIN_BITS
+        return self.model.scaled(y, inverse, quality)
+
+    def stream(self, y_hat: Tensor, quality: Tensor) -> Tensor:
+        """g_s's input for decoded latents: int64 [1, M, h, w] in the steps of means to the stream's grid."""
+        gain = per_channel(interpolate(self.inverse, quality))
+        steps = round(STREAM_UNIT / self.model.config.unit * 2**GAIN_BITS)
+        stream: Tensor = (y_hat * gain + steps // 2).div(steps, rounding_mode="floor")
+        dtype = self.model.g_s.head.weight.dtype
+        return stream.clamp(-STREAM_MAX, STREAM_MAX).to(dtype) * STREAM_UNIT
+
+    def known_answer(self) -> int:
+        """CRC-32 of what the exact networks answer to fixed inputs: an ordinary tile, and one at every limit."""
+        model, c, answer = self.model, self.model.config, Answer()
+        device, dtype = self.inverse.device, model.g_s.head.weight.dtype
+        with torch.inference_mode():
+            for hundredths, spread in KNOWN_INPUTS:
+                quality = torch.tensor([hundredths], device=device)
+                z = scrambled(c.hyper_latent, 4, 6, spread, device)
+                features = model.h_s(z.to(dtype) * UNIT, quality)
+                y_hat = scrambled(c.latent, 16, 24, spread, device)
+                answer.add(features, c.unit)
+                for context in model.context:
+                    mean, index = context(features, y_hat.to(dtype) * c.unit, quality)
+                    answer.add(mean, c.unit)
+                    answer.add(index, 1)
+                answer.add(model.g_s(self.stream(y_hat, quality), quality), 1 / 16)
+        return answer.crc
+
+
+def save_lossy(path: Path, trained: LossyModel, tables: Tables) -> None:
+    """Round a trained model's decoder to integers and write it with its encoder, tables and known answer.
+
+    Raises ValueError where a layer breaks the accumulator bound.
+    """
+    decoder = integers_of(trained.decoder_convs())
+    decoder["inverse"] = (trained.log_inverse.detach().double().exp() * 2**GAIN_BITS).round().to(torch.int32)
+    decoder["z_mean"] = (trained.z_mean.detach() / UNIT).round().to(torch.int32)
+    decoder["z_index"] = trained.z_index.detach().round().clamp(0, SCALES - 1).to(torch.int32)
+    decoder |= arrays_of("tables", tables)
+    encoder = {
+        name: tensor.half()
+        for name, tensor in trained.state_dict().items()
+        if name.startswith(("g_a.", "h_a.")) or name == "log_ratio"
+    }
+    write(path, "lossy", trained.config, decoder, encoder, assembled)
+
+
+def load(stored: Stored, device: torch.device) -> LossyWeights:
+    """Raises ValueError and the like for tensors that do not fit, WeightsError where arithmetic is not exact."""
+    return ready(assembled(stored), stored, device)
+
+
+def assembled(stored: Stored) -> LossyWeights:
+    decoder, encoder = stored.part("decoder"), stored.part("encoder")
+    with nothing_drawn():
+        model = LossyModel(Config(**stored.config)).eval().requires_grad_(False).float()
+    missing, unknown = model.load_state_dict({name: part.float() for name, part in encoder.items()}, strict=False)
+    if unknown or any(name.startswith(("g_a.", "h_a.")) for name in missing):
+        raise ValueError("the encoder's tensors do not fit the configuration")
+    freeze(model.decoder_convs(), decoder)
+    # What is not a layer is used as integers; the parameters are there to train on.
+    model.log_inverse.copy_((decoder["inverse"].double() * 2.0**-GAIN_BITS).log())
+    model.z_mean.copy_(decoder["z_mean"] * UNIT)
+    model.z_index.copy_(decoder["z_index"])
+    return LossyWeights(
+        model=model,
+        tables=tables_of("tables", decoder),
+        identity=stored.identity,
+        inverse=decoder["inverse"].long(),
+        z_mean=decoder["z_mean"].long(),
+        z_index=decoder["z_index"].long(),
+    )
