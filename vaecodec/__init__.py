@@ -37,8 +37,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from bitstream import CorruptError, LimitError, Limits, TruncatedError, VaeError, VersionError
 
     from .codec import Codec, compress, decompress
@@ -59,7 +57,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # torch takes a second to import: `vaecodec info` and `--help` do without.
     for module, names in _HOMES.items():
         if name in names:

@@ -61,7 +61,7 @@ def write(
     metadata["self_test"] = f"{networks.known_answer():08x}"
     metadata["identity"] = stored.identity.hex()
     metadata["digest"] = digest_of(arrays, metadata["config"]).hex()
-    path.write_bytes(save(tensors, metadata))
+    path.write_bytes(save(tensors, metadata))  # save_file would hide it from other users
 
 
 def ready(networks: AnyNetworks, stored: Stored, device: torch.device) -> AnyNetworks:

@@ -93,7 +93,7 @@ def network_bits(weights: LosslessWeights, pixels: Bytes) -> int:
 def lossless(data: Data, settings: Settings, out: Path, weights: Path | None = None) -> Finding:
     """Real lossless sizes of crops beside -ELBO, with the shipped model or other exported weights."""
     path = packaged("lossless") if weights is None else weights
-    codec, reference = Codec("cpu", path), load(path, CPU)
+    codec, reference = Codec("cpu", path, engine="torch"), load(path, CPU)
     assert isinstance(reference, LosslessWeights)
     reference.to(CPU, torch.float64)
     rows = list[Numbers]()

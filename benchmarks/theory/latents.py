@@ -52,7 +52,7 @@ def detail(x: Tensor) -> float:
 
 def interpolation(data: Data, settings: Settings, out: Path, weights: Path | None = None) -> Finding:
     """Two photographs mixed in the lossy model's latent space, beside the same mixture of their pixels."""
-    lossy, quality = Codec("cpu", weights).lossy, torch.tensor([100 * STRIP_QUALITY])
+    lossy, quality = Codec("cpu", weights, engine="torch").lossy, torch.tensor([100 * STRIP_QUALITY])
     side = settings.latents_side
     crops = centre_crops(data.pictures, settings.crops, side)
     pairs = list(pairwise([tensor_of_picture(pixels) for _, pixels in crops]))
@@ -156,7 +156,7 @@ def prior(
     data: Data, models: Sequence[GaussianVae], settings: Settings, out: Path, weights: Path | None = None
 ) -> Finding:
     """Samples of two priors: of the small Gaussian VAE for each seed, and of the lossy model's latents."""
-    lossy = Codec("cpu", weights).lossy
+    lossy = Codec("cpu", weights, engine="torch").lossy
     side = settings.latents_side
     crops = [tensor_of_picture(pixels) for _, pixels in centre_crops(data.pictures, settings.crops, side)]
     patches = tensor_of(data.held_out)

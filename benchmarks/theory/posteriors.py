@@ -124,7 +124,7 @@ BARS = {
 def lossy_crop(argument: tuple[Bytes, int], path: Path, steps: int) -> dict[str, list[float]]:
     """For each of ``BARS`` bits per pixel and squared error of one crop at one quality."""
     pixels, percent = argument
-    codec = Codec("cpu", path)
+    codec = Codec("cpu", path, engine="torch")
     file = codec.compress(Image.fromarray(pixels), percent)
     decoded = np.asarray(codec.decompress(file), np.float64)
     area = pixels.shape[0] * pixels.shape[1]
@@ -151,7 +151,7 @@ def lossy(data: Data, settings: Settings, out: Path, weights: Path | None = None
     crops = centre_crops(data.pictures, settings.crops, settings.lossy_side)
     arguments = [(pixels, quality) for quality in settings.qualities for _, pixels in crops]
     results = parallel(partial(lossy_crop, path=path, steps=settings.lossy_steps), arguments, settings.processes)
-    loaded = Codec("cpu", path).lossy
+    loaded = Codec("cpu", path, engine="torch").lossy
     numbers: Numbers = {"model": loaded.identity.hex(), "pictures": [name for name, _ in crops]}
     for i, quality in enumerate(settings.qualities):
         numbers[str(quality)] = {
