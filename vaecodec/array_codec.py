@@ -5,8 +5,8 @@
         zarr_format=2, compressors=VaeCodec(),
     )
 
-Whoever reads such an array needs vaecodec installed and no import of it: numcodecs finds it by its entry point. torch
-is imported when the first chunk is coded. Format 3 of zarr takes ``VaeSerializer``.
+Whoever reads such an array needs vaecodec installed and no import of it: numcodecs finds it by its entry point. What
+runs the networks is imported when the first chunk is coded. Format 3 of zarr takes ``VaeSerializer``.
 
 zarr fills chunks that reach beyond the array up to their full size, with its fill value, before a codec sees them. They
 cost more than their part of the picture: choose chunks that divide it, or are as large as it is.

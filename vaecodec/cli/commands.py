@@ -71,8 +71,8 @@ def compress(
 
     In folders, suffixes say what is a picture. A file of several frames is refused, but of the JPEG files of phones
     and cameras that carry previews (MPO) the first picture is taken. A target costs about three encodes; one that is
-    not met is a failure, and nothing is written. Bytes may depend on --device and --threads, which change how sums are
-    rounded, and never on --jobs or --shard.
+    not met is a failure, and nothing is written. Bytes may depend on --device, --engine and --threads, which change how
+    sums are rounded, and never on --jobs or --shard.
     """
     aims = {"bpp": target_bpp, "size": target_size, "psnr": target_psnr}
     targets = {name: value for name, value in aims.items() if value is not None}
