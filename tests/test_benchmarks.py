@@ -244,6 +244,17 @@ def test_second_run_measures_nothing(benchmark_of_two: Path, monkeypatch: pytest
         kodak.run([benchmark_of_two / "c.png"], out, ["jpeg420"])
 
 
+def test_earlier_results_stay_in_the_tables(benchmark_of_two: Path) -> None:
+    files, out = [benchmark_of_two / "a.png", benchmark_of_two / "b.png"], benchmark_of_two / "out" / "two"
+    before, stored = (out / "table.md").read_text("utf-8"), (out / "webp.json").read_text("utf-8")
+    kodak.run(files, out, ["jpeg420"])
+    columns = [
+        [line.split(" | ")[:6] for line in text.splitlines()] for text in (before, (out / "table.md").read_text())
+    ]
+    assert columns[0] == columns[1]  # speeds of the others are rounded
+    assert (out / "webp.json").read_text("utf-8") == stored
+
+
 def test_report_loads_nothing(benchmark_of_two: Path) -> None:
     text = (benchmark_of_two / "out" / "two" / "report.html").read_text("utf-8")
     assert not re.search(r"https?://|<link|@import|url\(|<!--[A-Z]", text)
