@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,7 +144,7 @@ class LossyCoder:
 
     def synthesised(
         self, band: Band, box: Box, quality: Tensor, header: Header, missing: Missing
-    ) -> NDArray[np.signedinteger]:
+    ) -> NDArray[np.signedinteger[Any]]:
         """What g_s makes of a box, integers [H, W, 3 or 1] in 0..2**depth - 1, from a band that holds it and, as far as
         the picture reaches, the margin around it."""
         assert self.weights is not None
