@@ -61,7 +61,12 @@ def main() -> None:
     help="Folder of pictures. Default: the Kodak pictures, in $KODAK or where they usually are.",
 )
 @out_option
-@click.option("--codecs", default=",".join(CODECS), callback=parse_codecs, help="Some of the codecs. Default: all.")
+@click.option(
+    "--codecs",
+    default=",".join(CODECS),
+    callback=parse_codecs,
+    help="Those to measure; others come from earlier results. Default: all.",
+)
 def kodak_command(data: Path | None, out: Path, codecs: list[str]) -> None:
     """Rate, distortion and speed against other codecs, on Kodak or any other folder."""
     data = data or kodak.find_kodak()

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -402,8 +402,39 @@ def as_json(result: Result) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
+def from_json(codec: Codec, text: str) -> Result:
+    """What ``as_json`` has written of an earlier run; seconds are shared out evenly."""
+    facts = json.loads(text)
+    points = []
+    for mean in facts["means"]:
+        rows = [dict(zip(facts["columns"], row, strict=True)) for row in facts["rows"]]
+        points.append(
+            Point(
+                mean["quality"],
+                [
+                    Row(
+                        row["picture"],
+                        row["pixels"],
+                        row["bytes"],
+                        row.get("psnr", math.inf),
+                        row.get("ms_ssim", 1.0),
+                        row["pixels"] / 1e6 / mean["encode_mpps"],
+                        row["pixels"] / 1e6 / mean["decode_mpps"],
+                    )
+                    for row in rows
+                    if row["quality"] == mean["quality"]
+                ],
+            )
+        )
+    versions = {name: version for name, version in facts["versions"].items() if name != "python"}
+    return Result(replace(codec, note=facts["note"], versions=versions), points, facts["peak_mib"])
+
+
 def run(files: list[Path], out: Path, names: Sequence[str]) -> None:
-    """Measure the codecs of these names and write tables, plots and the report to ``out``; print the first table."""
+    """Measure the codecs of these names and write tables, plots and the report to ``out``; print the first table.
+
+    Other codecs are in tables and plots as well if ``out`` has results of theirs.
+    """
     pictures = open_pictures(files)
     codecs = choose(names)
     cache = Cache(out.parent / ".cache")
@@ -422,13 +453,19 @@ def run(files: list[Path], out: Path, names: Sequence[str]) -> None:
         sought = [codec for codec in codecs if not codec.lossless]
         views = report.views(sought, pictures, cache) if sought else []
 
+    earlier = {name: out / f"{name}.json" for name in CODECS if name not in names}
+    for codec in choose([name for name, path in earlier.items() if path.exists()]):
+        results.append(from_json(codec, earlier[codec.name].read_text("utf-8")))
+    results.sort(key=lambda result: [*CODECS].index(result.codec.name))
+
     published = published_curves() if [picture.name for picture in pictures] == KODAK else ({}, {})
     title = f"{out.name}, {len(pictures)} pictures"
     lossy = [result for result in results if not result.codec.lossless]
     lossless = [result for result in results if result.codec.lossless]
     out.mkdir(parents=True, exist_ok=True)
     for result in results:
-        (out / f"{result.codec.name}.json").write_text(as_json(result), "utf-8")
+        if result.codec.name in names:
+            (out / f"{result.codec.name}.json").write_text(as_json(result), "utf-8")
     drawn: list[Path] = []
     if lossy:
         curves, similarities = ({r.codec.title: r.curve(pick) for r in lossy} for pick in (in_psnr, in_decibels))

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -242,6 +243,18 @@ def test_second_run_measures_nothing(benchmark_of_two: Path, monkeypatch: pytest
     changed.save(benchmark_of_two / "c.png")
     with pytest.raises(AssertionError, match="measured again"):
         kodak.run([benchmark_of_two / "c.png"], out, ["jpeg420"])
+
+
+def test_earlier_results_stay_in_the_tables(benchmark_of_two: Path, tmp_path: Path) -> None:
+    files, out = [benchmark_of_two / "a.png", benchmark_of_two / "b.png"], tmp_path / "two"
+    shutil.copytree(benchmark_of_two / "out", tmp_path, dirs_exist_ok=True)
+    before, stored = (out / "table.md").read_text("utf-8"), (out / "webp.json").read_text("utf-8")
+    kodak.run(files, out, ["jpeg420"])
+    columns = [
+        [line.split(" | ")[:6] for line in text.splitlines()] for text in (before, (out / "table.md").read_text())
+    ]
+    assert columns[0] == columns[1]  # speeds of the others are rounded
+    assert (out / "webp.json").read_text("utf-8") == stored
 
 
 def test_report_loads_nothing(benchmark_of_two: Path) -> None:

@@ -471,7 +471,7 @@ def test_shipped_weights_have_a_card_and_fit_the_budget(shipped: Path) -> None:
     for path in shipped.parent.glob("*.safetensors"):
         text = path.with_suffix(".md").read_text("utf-8")
         assert load(path, CPU).identity.hex() in text and "MIT" in text
-    assert sum(path.stat().st_size for path in shipped.parent.iterdir()) <= 25e6
+    assert sum(path.stat().st_size for path in shipped.parent.iterdir()) <= 40e6
 
 
 def test_rounding_goes_at_most_one_step_towards_zero(tiny: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ class LossyCoder:
         band.values[:, *part.within(band.box)] = stream[:, *part.within(box)]
         return alpha
 
-    def synthesised(self, band: Band, box: Box, header: Header, missing: Missing) -> NDArray[np.signedinteger]:
+    def synthesised(self, band: Band, box: Box, header: Header, missing: Missing) -> NDArray[np.signedinteger[Any]]:
         """What g_s makes of a box, integers [H, W, 3 or 1] in 0..2**depth - 1, from a band that holds it and, as far as
         the picture reaches, the margin around it."""
         assert self.weights is not None
