@@ -17,7 +17,7 @@ def test_every_line_is_said(engine: str, kernels: list[str]) -> None:
     result = cli("selftest", "--device", "cpu", "--engine", engine)
     lines = result.stdout.splitlines()
     assert result.exit_code == 0 and len(lines) == 4 + len(selftest.QUALITIES)
-    assert torch.__version__ in lines[0]
+    assert torch.__version__.split("+")[0] in lines[0]
     names = ("torch", "torch") if engine == "torch" else ("onnx", "onnx")
     for line, name in zip(lines[1:3], names, strict=True):
         assert any(f"known answer in {kernel} ({name}) on cpu" in line for kernel in kernels)
