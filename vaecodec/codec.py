@@ -119,9 +119,9 @@ class Codec(Decoder):
         picture: a Pillow picture of integers, an array or tensor, or a file, see ``Picture``. quality: 0 (smallest) to
         100, in hundredths, of lossy files, which keep alpha without loss. depth: how many bits of 16-bit samples are in
         use, 9 to 16; by default what the file says or, where it says nothing, what the largest sample takes. effort: 0
-        (fast) to 9 (small): the latents of lossy files are refined for this picture. 1 makes files 2 to 3 % smaller at
-        equal PSNR for ten times the time, some seconds a megapixel; 2 and more take minutes a megapixel for the next
-        per cent, see ``refine``. Lossless tiles are coded in every way, not only in those that are worth a try. limits:
+        (fast) to 9 (small): the latents of lossy files are refined for this picture. 1 makes files about 1 % smaller at
+        equal PSNR for ten times the time, some seconds a megapixel; 2 and more take minutes a megapixel, see
+        ``refine``. Lossless tiles are coded in every way, not only in those that are worth a try. limits:
         by default ``Limits()``; what exceeds them, no reader with the same limits would accept. Equal pixels give equal
         bytes, whatever holds them. Metadata comes from the file, or from Pillow's ``info`` and Exif.
 
