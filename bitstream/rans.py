@@ -25,7 +25,7 @@ except ImportError:  # there are platforms that it is not built for
 WORD = 32
 RUN = 128
 """So many values go to one lane before the next one's turn."""
-_FEW = 8
+_FEW = 24
 """So many lanes at least are coded together by numpy: with fewer, its calls take longer than Python's loop."""
 _PRECISION, _WORD, _ROOM = np.uint64(PRECISION), np.uint64(WORD), np.uint64(2 * WORD - PRECISION)
 _MASK, _LOW = np.uint64(TOTAL - 1), np.uint64(1 << WORD)
