@@ -11,8 +11,11 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are made
 pytest.importorskip("triton", reason="Triton is not installed: torch's CUDA build brings it")
 
+from conftest import TINY, picture  # noqa: E402
+
 from bitstream import AnsStack, CorruptError, Tables, gaussian_tables  # noqa: E402
-from vaecodec.device_coder import DeviceStack, on_device  # noqa: E402
+from vaecodec import Codec  # noqa: E402
+from vaecodec.device_coder import DeviceStack, bits, on_device  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 MOST = 100_000 if CUDA else 60  # values; the interpreter takes some milliseconds for each step
@@ -87,3 +90,21 @@ def test_tables_on_a_device() -> None:
     found = on_device(tables, DEVICE)
     assert on_device(tables, DEVICE) is found and found.bits == 2
     assert found.lefts.tolist() == [0, 2**23, 0, 1, 3] and found.first.tolist() == [0, 2]
+
+
+def test_bits_on_a_device_are_those_on_the_host() -> None:
+    values, ids, _ = drawn(5000, 4)
+    v, i = on_host(values, ids)
+    assert bits(ESCAPED, ids, values.long()).cpu().numpy() == pytest.approx(ESCAPED.bits(i, v))
+
+
+@pytest.mark.parametrize("mode", ["RGB", pytest.param("LA", marks=pytest.mark.slow)])
+def test_lossy_files_are_the_same(mode: str, torch_tiny: Codec) -> None:
+    """Symbols, table numbers and latents stay on the device; alpha comes from the host."""
+    image = picture(20, 10, mode)
+    expected = torch_tiny.compress(image, 90)
+    pixels = torch_tiny.decode_array(expected)
+    other = Codec(str(DEVICE), TINY, engine="torch")
+    other.lossy.codes = True
+    assert other.compress(image, 90) == expected
+    assert (other.decode_array(expected) == pixels).all()

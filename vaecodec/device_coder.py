@@ -4,6 +4,8 @@ One launch codes an array, a thread for each lane. The words are those of FORMAT
 TRITON_INTERPRET=1 runs the kernels without a GPU.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -39,7 +41,7 @@ def _push(
     lanes,
     run: tl.constexpr,
     width: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     lane = tl.program_id(0) * width + tl.arange(0, width)
     own = lane < lanes
     state = tl.load(state_of + lane, own, 0).to(tl.uint64, bitcast=True)
@@ -79,7 +81,7 @@ def _pop(
     lanes,
     run: tl.constexpr,
     width: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     lane = tl.program_id(0) * width + tl.arange(0, width)
     own = lane < lanes
     state = tl.load(state_of + lane, own, 0).to(tl.uint64, bitcast=True)
@@ -108,7 +110,7 @@ def _pop(
 
 
 class OnDevice:
-    """Tables as the kernels read them. first, sizes, lows int32 [T]; counts, lefts int32 and costs int64 [entries]."""
+    """Tables as the kernels read them. first, sizes, lows: of each table; counts, lefts, costs, entry_bits: entry."""
 
     def __init__(self, tables: Tables, device: torch.device) -> None:
         lefts, counts = tables.flat
@@ -116,7 +118,7 @@ class OnDevice:
             torch.from_numpy(array.astype(np.int32)).to(device)
             for array in (tables.starts, tables.sizes, tables.lows, counts, lefts & np.uint64(0xFFFFFF))
         )
-        self.costs = torch.from_numpy(tables.costs).to(device)
+        self.costs, self.entry_bits = (torch.from_numpy(x).to(device) for x in (tables.costs, tables.entry_bits))
         self.bits = int(tables.sizes.max() - 1).bit_length()
 
 
@@ -207,7 +209,11 @@ class DeviceStack(AnsStack):
         super()._push(symbols, tables, ids)
 
     def _pop(self, tables: Tables, ids: Any) -> Any:
-        return super()._pop(tables, self._ids(ids)).cpu().numpy()
+        popped: Any = self._lanes().pop(tables, self._ids(ids))
+        return popped.cpu().numpy()
+
+    def _lanes(self) -> Any:
+        return super()._lanes()
 
     def _ids(self, used: NDArray[np.intp]) -> Tensor:
         return torch.from_numpy(np.repeat(np.arange(len(used), dtype=np.int32), used)).to(self.device)
@@ -246,3 +252,13 @@ class DeviceStack(AnsStack):
             if int(values.min()) < -(2**31) or int(values.max()) >= 2**31:
                 raise CorruptError("values beyond int32")
         return values.int()
+
+
+def bits(tables: Tables, ids: Tensor, values: Tensor) -> Tensor:
+    """``Tables.bits`` on a device: float64 [N] of ids and values, integers [N]."""
+    t = on_device(tables, ids.device)
+    symbols, last = values - t.lows[ids], t.sizes[ids] - 1
+    outside = ((symbols < 0) | (symbols >= last)) & tables.escape
+    excess = torch.where(symbols < 0, -symbols, symbols - last + 1).clamp(min=1)
+    cost = t.entry_bits[t.first[ids] + torch.where(outside, last, symbols)]
+    return cost + outside * (2 + 2 * excess.double().log2().floor())

@@ -42,6 +42,8 @@ class Networks(Protocol):
     """The lossy networks, whatever runs them: those of ``weights`` by torch, those of ``engine`` by ONNX Runtime.
 
     Arrays are [channels, rows, columns]; quality is in hundredths; y_hat and means are in steps of ``config.unit``.
+    Symbols that come from ``put`` and ``context``, and go to ``features``, ``context`` and ``stack``, are tensors where
+    the coder runs on a GPU.
     """
 
     tables: Tables
@@ -53,6 +55,18 @@ class Networks(Protocol):
     @property
     def margin(self) -> int:
         """How many latents around a tile analysis and synthesis see."""
+
+    def stack(self, data: bytes | memoryview | None = None, lanes: int | None = 1) -> AnsStack:
+        """A stack for this engine's symbols."""
+
+    def put(self, x: NDArray[Any]) -> Any:
+        """An array where the coder runs."""
+
+    def get(self, x: Any) -> NDArray[Any]:
+        """The inverse of ``put``."""
+
+    def quantised(self, residual: Any, ids: Symbols) -> Symbols:
+        """See ``tile.quantised``."""
 
     def gains(self, quality: int) -> NDArray[np.int64]:
         """Of g_s's input, int64 [M], see ``numbers.stream_of``."""
@@ -83,14 +97,15 @@ class Networks(Protocol):
 class Walk:
     """The latents y_hat int32 [M, rows, columns] on their way, one step after the other; 0 where they are not known."""
 
-    def __init__(self, config: Config, rows: int, columns: int) -> None:
-        self.y_hat = np.zeros((config.latent, rows, columns), np.int32)
+    def __init__(self, networks: Networks, rows: int, columns: int) -> None:
+        config = networks.config
+        self.y_hat: Symbols = networks.put(np.zeros((config.latent, rows, columns), np.int32))
         self.unit = config.unit
-        self.mean = np.zeros((config.latent // STEPS, rows, columns), np.int32)
+        self.mean: Symbols = networks.put(np.zeros((config.latent // STEPS, rows, columns), np.int32))
 
     def quarter(self, y: NDArray[Any], step: int) -> NDArray[Any]:
         """Of y [M, rows, columns] the quarter of the channels that a step decodes at each position: a copy."""
-        picked = np.empty((len(y) // STEPS, *y.shape[1:]), y.dtype)
+        picked = y[: len(y) // STEPS] + 0
         for parity in range(STEPS):
             place = (..., slice(parity // 2, None, 2), slice(parity % 2, None, 2))
             picked[place] = y.reshape(STEPS, -1, *y.shape[1:])[STEP_ORDER[step] ^ parity][place]
@@ -105,7 +120,7 @@ class Walk:
 
     def left(self, y: Floats, step: int) -> Floats:
         """Of latents y, in steps of the quantiser, those of a step, less their means."""
-        left: Floats = self.quarter(y, step) - self.mean * np.float32(self.unit)
+        left: Floats = self.quarter(y, step) - self.mean * self.unit
         return left
 
 
@@ -122,12 +137,10 @@ def parts_of(
     """
     config = networks.config
     shape = (config.hyper_latent, -(-rows // HYPER), -(-columns // HYPER))
-    z_mean, z_index = (part[:, None, None] for part in networks.prior(quality))
-    z_ids = np.broadcast_to(z_index, shape).astype(np.int32).ravel()
-    z = checked((yield "z", table_codec(networks.tables, z_ids))).astype(np.int64).reshape(shape)
-    z_hat = (z * round(1 / UNIT) + z_mean).astype(np.int32)
-    features = networks.features(z_hat, quality)[:, :rows, :columns]
-    walk = Walk(config, rows, columns)
+    z_mean, z_ids = (np.broadcast_to(x[:, None, None], shape).astype(np.int32) for x in networks.prior(quality))
+    z = checked((yield "z", table_codec(networks.tables, networks.put(z_ids.ravel())))).reshape(shape)
+    features = networks.features(z * round(1 / UNIT) + networks.put(z_mean), quality)[:, :rows, :columns]
+    walk = Walk(networks, rows, columns)
     for step in range(STEPS):
         walk.mean, index = networks.context(step, features, walk.y_hat, quality)
         ids = index.ravel()
@@ -154,20 +167,21 @@ def push_tile(
     padded = np.pad(y, ((0, 0), (0, -rows % HYPER), (0, -columns % HYPER)), "edge")
     z_mean = (networks.prior(quality)[0][:, None, None] * UNIT).astype(np.float32)
     z = np.rint(networks.hyper_analyse(padded, quality) - z_mean).clip(-SYMBOL_MAX, SYMBOL_MAX)
-    chosen, y_hat = [z.astype(np.int32).ravel()], list[Symbols]()
+    chosen, y_hat, here = [networks.put(z.astype(np.int32).ravel())], list[Symbols](), networks.put(y)
 
     def choose(walk: Walk, step: int, ids: Symbols) -> None:
-        residual = walk.left(y, step)
-        chosen.append(quantised(networks.tables, residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids))
+        residual = walk.left(here, step)
+        chosen.append(networks.quantised(residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids))
 
     def parts() -> Parts:
         y_hat.append((yield from parts_of(networks, rows, columns, quality, choose)))
 
-    stack = AnsStack(lanes=lanes)
+    stack = networks.stack(lanes=lanes)
     if alpha.size:
         push_plain(stack, alpha, depth)
     chain(parts).push(stack, chosen)  # the list grows as its parts are asked for
-    return Tile(NETWORK, checksum([*chosen, alpha]), stack.to_bytes(), stack.lanes), y_hat[0]
+    crc = checksum([*map(networks.get, chosen), alpha])
+    return Tile(NETWORK, crc, stack.to_bytes(), stack.lanes), networks.get(y_hat[0])
 
 
 def pop_tile(
@@ -181,7 +195,7 @@ def pop_tile(
     record: Record | None = None,
 ) -> tuple[Symbols, Samples]:
     """y_hat, as ``parts_of``, and alpha of the shape given: [H, W, 1 or 0]. Raises CorruptError."""
-    stack, y_hat = AnsStack(tile.words, tile.lanes), list[Symbols]()
+    stack, y_hat = networks.stack(tile.words, tile.lanes), list[Symbols]()
 
     def parts() -> Parts:
         y_hat.append((yield from parts_of(networks, rows, columns, quality)))
@@ -190,9 +204,9 @@ def pop_tile(
     alpha: Samples = pop_plain(stack, shape, depth) if shape[2] else np.empty(shape, np.uint16)
     if record and shape[2]:
         record("alpha", before - stack.bits())
-    if checksum([*values, alpha]) != tile.crc or not stack.is_empty():
+    if checksum([*map(networks.get, values), alpha]) != tile.crc or not stack.is_empty():
         raise CorruptError("a tile fails its checksum")
-    return y_hat[0], alpha
+    return networks.get(y_hat[0]), alpha
 
 
 def quantised(tables: Tables, residual: Floats, ids: Symbols) -> Symbols:
