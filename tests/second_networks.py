@@ -131,16 +131,19 @@ def synthesis(weights: Weights, stream: Array, seen: Array) -> Array:
     return shuffled(weights.layer("g_s.head", stream, (1 / 128, 1 / 1024), (1 - 2**17, 2**17 - 1)), 8) * 64 + 128
 
 
-def latents(weights: Weights, coder: Coder, h: int, w: int) -> tuple[Array, int]:
+def latents(weights: Weights, coder: Coder, h: int, w: int, sparse: bool) -> tuple[Array, int]:
     """Latents [M, h, w] of a tile, and the CRC-32 of what was popped."""
     c, crc = weights.config, 0
     tables, u = weights.tables("tables"), 2.0 ** -c["bits"]
+    lows, listed = tables[0], [counts[: len(counts) - tables[2]] for counts in tables[1]]
+    certain = np.array([max(counts) >= 2**24 - 2**16 for counts in listed])
+    likeliest = np.array([low + counts.index(max(counts)) for low, counts in zip(lows, listed, strict=True)])
     m, wide, hidden = c["latent"], 2**17 - 1, (0, round(255 / 16 / u))
 
     def pop(ids: Array) -> Array:
         nonlocal crc
         values = second.pop_values(coder, *tables, ids.astype(int).ravel().tolist())
-        require(max(map(abs, values)) <= 2**17, "corrupt", "latent")
+        require(max(map(abs, values), default=0) <= 2**17, "corrupt", "latent")
         crc = zlib.crc32(struct.pack(f"<{len(values)}i", *values), crc)
         return np.array(values, float).reshape(ids.shape)
 
@@ -165,7 +168,9 @@ def latents(weights: Weights, coder: Coder, h: int, w: int) -> tuple[Array, int]
         mine = channel // (m // 4) == s ^ (2 * (row % 2) + column % 2)
         quarters = [part.reshape(4, m // 4, h, w) for part in (mean, index, mine)]
         picked = [np.where(quarters[2], part, 0).sum(0) for part in quarters[:2]]
-        values = pop(picked[1]) + picked[0]
+        values = picked[0] + likeliest[picked[1].astype(int)]
+        coded = ~certain[picked[1].astype(int)] | (not sparse)
+        values[coded] = pop(picked[1][coded]) + picked[0][coded]
         y = np.where(mine, np.broadcast_to(values, (4, *values.shape)).reshape(m, h, w), y)
     return y, crc
 
@@ -180,11 +185,11 @@ def decode_lossy(header: Header, tiles: Sequence[Tile], weights: Weights) -> Pic
         for start in range(0, columns, side):
             tile, h, w = next(left), min(side, rows - top), min(side, columns - start)
             part = whole[16 * top : 16 * (top + h), 16 * start : 16 * (start + w)]
-            if tile.method:
+            if tile.method > 1:
                 part[:] = second.decode_tile(tile, *part.shape, header.depth)
                 continue
             coder = Coder(tile.data, tile.lanes)
-            y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w)
+            y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w, tile.method == 1)
             seen[top : top + h, start : start + w] = 1
             clear = part[..., colours:]
             if channels > colours:

@@ -136,6 +136,7 @@ def made() -> Iterator[tuple[str, bytes]]:
         yield "pca lanes", pca.compress(modes["RGB"], 60)
     with mock.patch.object(coder, "_LANES_SHARE", 100), mock.patch.object(TileCoder, "push", by_networks):
         yield "lossless networks lanes", lossless.compress(picture(90, 70), lossless=True)
+    yield "lossy sparse", lossy.compress(modes["RGB"], 60)
 
 
 def decoded(name: str, data: bytes) -> NDArray[Any]:

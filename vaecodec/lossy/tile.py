@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitstream import (
-    NETWORK,
+    SPARSE,
     AnsStack,
     Codec,
     CorruptError,
@@ -124,29 +124,33 @@ class Walk:
         return left
 
 
-Choose = Callable[[Walk, int, Symbols], None]
+Choose = Callable[[Walk, int, Symbols, Any], None]
 
 
 def parts_of(
-    networks: Networks, rows: int, columns: int, quality: int, choose: Choose | None = None
+    networks: Networks, rows: int, columns: int, quality: int, method: int, choose: Choose | None = None
 ) -> Generator[tuple[str, Codec[Symbols]], Symbols, Symbols]:
     """z, then the latents of each step. Returns y_hat int32 [M, rows, columns] in steps of the configuration's unit.
 
-    choose: the encoder's. It is called before the symbols of a step are asked for: what is left for them to say depends
-    on the steps before.
+    method: SPARSE, where latents under tables that are all but certain are not coded, or NETWORK. choose: the
+    encoder's. It is called before the symbols of a step are asked for, with their table numbers and which of them are
+    coded: what is left for them to say depends on the steps before.
     """
-    config = networks.config
+    config, tables = networks.config, networks.tables
+    certain, likeliest = networks.put(tables.certain), networks.put(tables.likeliest)
     shape = (config.hyper_latent, -(-rows // HYPER), -(-columns // HYPER))
     z_mean, z_ids = (np.broadcast_to(x[:, None, None], shape).astype(np.int32) for x in networks.prior(quality))
-    z = checked((yield "z", table_codec(networks.tables, networks.put(z_ids.ravel())))).reshape(shape)
+    z = checked((yield "z", table_codec(tables, networks.put(z_ids.ravel())))).reshape(shape)
     features = networks.features(z * round(1 / UNIT) + networks.put(z_mean), quality)[:, :rows, :columns]
     walk = Walk(networks, rows, columns)
     for step in range(STEPS):
         walk.mean, index = networks.context(step, features, walk.y_hat, quality)
         ids = index.ravel()
+        coded = ~certain[ids] if method == SPARSE else slice(None)
         if choose is not None:
-            choose(walk, step, ids)
-        symbols = yield f"y_{step + 1}", table_codec(networks.tables, ids)
+            choose(walk, step, ids, coded)
+        symbols = likeliest[ids]
+        symbols[coded] = yield f"y_{step + 1}", table_codec(tables, ids[coded])
         walk.take((checked(symbols).reshape(index.shape) << config.bits) + walk.mean, step)
     return walk.y_hat
 
@@ -169,19 +173,19 @@ def push_tile(
     z = np.rint(networks.hyper_analyse(padded, quality) - z_mean).clip(-SYMBOL_MAX, SYMBOL_MAX)
     chosen, y_hat, here = [networks.put(z.astype(np.int32).ravel())], list[Symbols](), networks.put(y)
 
-    def choose(walk: Walk, step: int, ids: Symbols) -> None:
-        residual = walk.left(here, step)
-        chosen.append(networks.quantised(residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids))
+    def choose(walk: Walk, step: int, ids: Symbols, coded: Any) -> None:
+        residual = walk.left(here, step).ravel()[coded]
+        chosen.append(networks.quantised(residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids[coded]))
 
     def parts() -> Parts:
-        y_hat.append((yield from parts_of(networks, rows, columns, quality, choose)))
+        y_hat.append((yield from parts_of(networks, rows, columns, quality, SPARSE, choose)))
 
     stack = networks.stack(lanes=lanes)
     if alpha.size:
         push_plain(stack, alpha, depth)
     chain(parts).push(stack, chosen)  # the list grows as its parts are asked for
     crc = checksum([*map(networks.get, chosen), alpha])
-    return Tile(NETWORK, crc, stack.to_bytes(), stack.lanes), networks.get(y_hat[0])
+    return Tile(SPARSE, crc, stack.to_bytes(), stack.lanes), networks.get(y_hat[0])
 
 
 def pop_tile(
@@ -198,7 +202,7 @@ def pop_tile(
     stack, y_hat = networks.stack(tile.words, tile.lanes), list[Symbols]()
 
     def parts() -> Parts:
-        y_hat.append((yield from parts_of(networks, rows, columns, quality)))
+        y_hat.append((yield from parts_of(networks, rows, columns, quality, tile.method)))
 
     values, before = chain(parts, record).pop(stack), stack.bits()
     alpha: Samples = pop_plain(stack, shape, depth) if shape[2] else np.empty(shape, np.uint16)
@@ -210,9 +214,9 @@ def pop_tile(
 
 
 def quantised(tables: Tables, residual: Floats, ids: Symbols) -> Symbols:
-    """Integers [N] for what is left of latents, in steps [M / 4, h, w]: rounded, or one nearer to 0 where that saves
+    """Integers [N] for what is left of latents [N], in steps: rounded, or one nearer to 0 where that saves
     more bits than its squared error is worth."""
-    values = residual.ravel().astype(np.float64)
+    values = residual.astype(np.float64)
     symbols = np.rint(values)
     some = np.flatnonzero(symbols)
     value, near = values[some], symbols[some]
