@@ -1,5 +1,7 @@
 """Latents under tables that are all but certain are not coded: tile method 1."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import second_decoder as second
@@ -8,7 +10,8 @@ from conftest import TINY, picture
 
 from bitstream import NETWORK, SPARSE, AnsStack, Tables, gaussian_tables, unpack
 from vaecodec import Codec
-from vaecodec.lossy import tile
+from vaecodec.lossy import coder
+from vaecodec.lossy.tile import push_tile
 
 
 def test_which_tables_are_certain() -> None:
@@ -48,7 +51,7 @@ def test_certain_latents_are_not_coded(engine: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(weights, "tables", lambda _: stored)
     assert (np.array(networks.decode_lossy(header, tiles, weights)) == pixels).all()
     # With method 0 all of them are.
-    monkeypatch.setattr(tile, "SPARSE", NETWORK)
+    monkeypatch.setattr(coder, "push_tile", partial(push_tile, method=NETWORK))
     pushed.clear()
     whole = codec.compress(picture(90, 70), 60)
     assert [tile.method for tile in unpack(whole).tiles] == [NETWORK] and sum(pushed) == latents + hyper_latents

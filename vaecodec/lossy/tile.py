@@ -163,10 +163,17 @@ def checked(symbols: Symbols) -> Symbols:
 
 
 def push_tile(
-    networks: Networks, y: Floats, quality: int, alpha: Samples, depth: int, lanes: int | None = None
+    networks: Networks,
+    y: Floats,
+    quality: int,
+    alpha: Samples,
+    depth: int,
+    lanes: int | None = None,
+    method: int = SPARSE,
 ) -> tuple[Tile, Symbols]:
     """Quantise and code latents [M, h, w], in steps of the quantiser, and alpha [H, W, 1 or 0] of ``depth`` bits.
-    What the decoder needs first is pushed last. lanes: see ``AnsStack``. Gives the tile and y_hat, as ``parts_of``."""
+    What the decoder needs first is pushed last. lanes: see ``AnsStack``. method: see
+    ``parts_of``. Gives the tile and y_hat, as ``parts_of``."""
     rows, columns = y.shape[1:]
     padded = np.pad(y, ((0, 0), (0, -rows % HYPER), (0, -columns % HYPER)), "edge")
     z_mean = (networks.prior(quality)[0][:, None, None] * UNIT).astype(np.float32)
@@ -178,14 +185,14 @@ def push_tile(
         chosen.append(networks.quantised(residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids[coded]))
 
     def parts() -> Parts:
-        y_hat.append((yield from parts_of(networks, rows, columns, quality, SPARSE, choose)))
+        y_hat.append((yield from parts_of(networks, rows, columns, quality, method, choose)))
 
     stack = networks.stack(lanes=lanes)
     if alpha.size:
         push_plain(stack, alpha, depth)
     chain(parts).push(stack, chosen)  # the list grows as its parts are asked for
     crc = checksum([*map(networks.get, chosen), alpha])
-    return Tile(SPARSE, crc, stack.to_bytes(), stack.lanes), networks.get(y_hat[0])
+    return Tile(method, crc, stack.to_bytes(), stack.lanes), networks.get(y_hat[0])
 
 
 def pop_tile(
