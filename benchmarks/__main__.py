@@ -8,7 +8,20 @@ import click
 from vaecodec.folders import PICTURES
 
 try:
-    from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, sweep, theory, training_speed, visual
+    from . import (
+        bitsback,
+        device_speed,
+        effort,
+        kodak,
+        pca,
+        same_bytes,
+        scaling,
+        speed,
+        sweep,
+        theory,
+        training_speed,
+        visual,
+    )
     from .codecs import CODECS
 except ModuleNotFoundError as error:
     raise SystemExit(
@@ -92,9 +105,13 @@ def visual_command(data: Path, out: Path) -> None:
 @main.command("speed")
 @data_option
 @click.option("--quality", default=75.0, show_default=True, help="Quality of vaecodec.")
-def speed_command(data: Path, quality: float) -> None:
+@click.option("--device", help="cpu or cuda: where vaecodec's time goes there, instead of the comparison.")
+def speed_command(data: Path, quality: float, device: str | None) -> None:
     """Speed against CompressAI's mbt2018-mean, start-up time and peak memory."""
-    speed.run(find_pictures(data), quality)
+    if device:
+        device_speed.run(find_pictures(data), quality, device)
+    else:
+        speed.run(find_pictures(data), quality)
 
 
 @main.command("scaling")
