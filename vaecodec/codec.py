@@ -112,6 +112,7 @@ class Codec(Decoder):
         lossless: bool = False,
         depth: int | None = None,
         effort: int = 0,
+        progressive: bool = False,
         limits: Limits | None = None,
     ) -> bytes:
         """The bytes of a ``.vae`` file.
@@ -121,9 +122,11 @@ class Codec(Decoder):
         use, 9 to 16; by default what the file says or, where it says nothing, what the largest sample takes. effort: 0
         (fast) to 9 (small): the latents of lossy files are refined for this picture. 1 makes files about 1 % smaller at
         equal PSNR for ten times the time, some seconds a megapixel; 2 and more take minutes a megapixel, see
-        ``refine``. Lossless tiles are coded in every way, not only in those that are worth a try. limits:
-        by default ``Limits()``; what exceeds them, no reader with the same limits would accept. Equal pixels give equal
-        bytes, whatever holds them. Metadata comes from the file, or from Pillow's ``info`` and Exif.
+        ``refine``. Lossless tiles are coded in every way, not only in those that are worth a try. progressive: what is
+        coarse comes first for all tiles, so that any part of the file that is there can be drawn, see ``preview`` of
+        ``decompress``; the whole file gives the same pixels, for some fifty bytes a tile. limits: by default
+        ``Limits()``; what exceeds them, no reader with the same limits would accept. Equal pixels give equal bytes,
+        whatever holds them. Metadata comes from the file, or from Pillow's ``info`` and Exif.
 
         Raises ImageError for pictures that are not supported, ValueError for a quality, depth or effort out of range,
         LimitError.
@@ -149,7 +152,7 @@ class Codec(Decoder):
         (limits or Limits()).check(header)
         if used > depth:
             raise ImageError(f"the picture has samples of more than {depth} bits")
-        coded = WINGS[kind].coder(weights).encode(pixels, header, effort, progress or ignore)
+        coded = WINGS[kind].coder(weights).encode(pixels, header, effort, progress or ignore, progressive)
         return pack(header, coded, sections)
 
     def _refining_shelf(self) -> Shelf:
@@ -168,6 +171,7 @@ class Codec(Decoder):
         lossless: bool = False,
         depth: int | None = None,
         effort: int = 0,
+        progressive: bool = False,
         limits: Limits | None = None,
     ) -> list[bytes]:
         """A file for each picture, byte for byte that of ``compress``.
@@ -182,7 +186,13 @@ class Codec(Decoder):
             raise ImageError(
                 f"a batch is an array [N, H, W, C], a tensor [N, C, H, W] or a list of pictures, not {shape}"
             )
-        options: dict[str, Any] = {"lossless": lossless, "depth": depth, "effort": effort, "limits": limits}
+        options: dict[str, Any] = {
+            "lossless": lossless,
+            "depth": depth,
+            "effort": effort,
+            "progressive": progressive,
+            "limits": limits,
+        }
         return [self.compress(picture, quality, **options) for picture in pictures]
 
 
@@ -203,19 +213,27 @@ def compress(
     quality: float = 75.0,
     lossless: bool = False,
     effort: int = 0,
+    progressive: bool = False,
     limits: Limits | None = None,
     device: str = "auto",
 ) -> bytes:
     """The bytes of a ``.vae`` file; see ``Codec.compress``."""
-    return shared(device).compress(picture, quality, lossless=lossless, effort=effort, limits=limits)
+    return shared(device).compress(
+        picture, quality, lossless=lossless, effort=effort, progressive=progressive, limits=limits
+    )
 
 
 @public
 def decompress(
-    data: Source, *, region: Region | None = None, limits: Limits | None = None, device: str = "auto"
+    data: Source,
+    *,
+    region: Region | None = None,
+    preview: bool = False,
+    limits: Limits | None = None,
+    device: str = "auto",
 ) -> Image.Image:
     """The picture in a ``.vae`` file; see ``Codec.decompress``."""
-    return shared(device).decompress(data, limits, region=region)
+    return shared(device).decompress(data, limits, region=region, preview=preview)
 
 
 def opened(picture: Picture, limits: Limits | None) -> Image.Image | DeepPicture | NDArray[Any]:
