@@ -3,7 +3,7 @@
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from .errors import CorruptError, LimitError, TruncatedError, VersionError
@@ -14,6 +14,8 @@ VERSION = (0, 3)
 OLDEST = (0, 1)
 
 BytesLike = bytes | bytearray | memoryview
+Entry = tuple[int, int, int]
+"""Of the tile directory: method, length and CRC-32 of a tile."""
 
 # magic, major, minor, kind, mode, depth, colour, quality, tile, width, height, model; then its CRC-32
 _HEADER = struct.Struct("<8s6B2H2I16s")
@@ -159,7 +161,7 @@ class Container:
     header: Header
     tiles: tuple[Tile, ...]
     sections: tuple[Section, ...]
-    ends: tuple[int, ...]
+    ends: tuple[int, ...] = field(default=(), compare=False)
 
 
 def pack(header: Header, tiles: Sequence[Tile], sections: Sequence[Section] = ()) -> bytes:
@@ -264,14 +266,21 @@ def unpack(data: BytesLike, limits: Limits = Limits(), *, partial: bool = False,
     if missing < 0:
         raise CorruptError("bytes follow the last tile")
     parts = [()] * len(entries) if index is None else read_index(index, lengths, _read_varint)
-    ends, pieces, held = [start], [list[memoryview]() for _ in entries], [0] * len(entries)
-    for number, group in enumerate(ordered(lengths, parts)):
-        end = ends[-1]
+    tiles, ends = _read_tiles(view, start, entries, parts, preview)
+    return Container(header, tiles, tuple(sections.values()), ends)
+
+
+def _read_tiles(
+    view: memoryview, start: int, entries: list[Entry], parts: Sequence[tuple[int, ...]], preview: bool
+) -> tuple[tuple[Tile, ...], tuple[int, ...]]:
+    """The tiles, whose bytes begin at `start`, and where their first parts end, their second parts, and so on."""
+    ends, pieces, held = list[int](), [list[memoryview]() for _ in entries], [0] * len(entries)
+    for number, group in enumerate(ordered([length for _, length, _ in entries], parts)):
         for tile, size in group:
-            pieces[tile].append(view[end : end + size])
-            end += size
-            held[tile] += end <= len(view) and held[tile] == number
-        ends.append(end)
+            pieces[tile].append(view[start : start + size])
+            start += size
+            held[tile] += start <= len(view) and held[tile] == number
+        ends.append(start)
     tiles = list[Tile]()
     for (method, _, crc), own, there, count in zip(entries, parts, pieces, held, strict=True):
         if own and method >> 4:
@@ -280,7 +289,7 @@ def unpack(data: BytesLike, limits: Limits = Limits(), *, partial: bool = False,
         kept = there[:cut]
         words = reversed_words(b"".join(kept)) if own else kept[0] if kept else b""
         tiles.append(Tile(method, crc, words, own, cut))
-    return Container(header, tuple(tiles), tuple(sections.values()), tuple(ends[1:]))
+    return tuple(tiles), tuple(ends)
 
 
 def _read_section(view: memoryview, start: int, header: Header, limits: Limits) -> tuple[Section, int]:
@@ -312,9 +321,8 @@ def _read_section(view: memoryview, start: int, header: Header, limits: Limits) 
         raise CorruptError(str(error)) from None
 
 
-def _read_directory(directory: bytes, header: Header) -> list[tuple[int, int, int]]:
-    """Method, length and CRC-32 of each tile."""
-    entries, at, view = list[tuple[int, int, int]](), 0, memoryview(directory)
+def _read_directory(directory: bytes, header: Header) -> list[Entry]:
+    entries, at, view = list[Entry](), 0, memoryview(directory)
     try:
         for _ in range(header.tile_count):
             method = view[at]

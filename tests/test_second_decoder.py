@@ -160,7 +160,7 @@ def test_example_of_an_array_and_of_a_file() -> None:
         assert second.pop_values(coder, lows, counts, True, ids) == values
         rest = [*coder.stack, coder.state % 2**32, coder.state >> 32]
         assert struct.pack(f"<{len(rest)}I", *rest) == (below or bytes(8))
-    assert tile == (0, zlib.crc32(struct.pack("<8i", *values)), bytes.fromhex(lines[2]))
+    assert tile[:3] == (0, zlib.crc32(struct.pack("<8i", *values)), bytes.fromhex(lines[2]))
 
 
 def test_example_of_a_plain_picture() -> None:

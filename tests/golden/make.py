@@ -34,7 +34,7 @@ from vaecodec.training.crops import Crops  # noqa: E402
 from vaecodec.training.lossless import LosslessObjective  # noqa: E402
 from vaecodec.training.objective import Phase  # noqa: E402
 
-FOLDER = HERE / "0.2"
+FOLDER = HERE / "0.3"
 HASHES = FOLDER / "hashes.json"
 
 
@@ -129,6 +129,17 @@ def made() -> Iterator[tuple[str, bytes]]:
         yield "lossy mixed", lossy.compress(mixed, 100)
     for mode in ("L", "RGB"):
         yield f"pca {mode}", pca.compress(modes[mode], 60)
+    # Progressive files: one tile, several with one that needs no networks among them, alpha, equal colours.
+    yield "lossy progressive", lossy.compress(picture(90, 70), 60, progressive=True)
+    yield "lossy progressive grey LA", lossy.compress(modes["LA"].convert("RGBA"), 70, progressive=True)
+    with mock.patch.object(lossy, "tile", 64), mock.patch.object(misfits, "signs", signs):
+        yield "lossy progressive tiles", lossy.compress(mixed, 90, progressive=True)
+    with mock.patch.object(TileCoder, "push", by_networks):
+        yield "lossless progressive", lossless.compress(picture(90, 70), lossless=True, progressive=True)
+        yield "lossless progressive RGBA", lossless.compress(modes["RGBA"], lossless=True, progressive=True)
+        with mock.patch.object(lossless, "tile", 64):
+            tiles = lossless.compress(picture(150, 90), lossless=True, progressive=True)
+        yield "lossless progressive tiles", tiles
 
 
 def decoded(name: str, data: bytes) -> NDArray[Any]:

@@ -307,7 +307,7 @@ class Network:
         chain(lambda: self._level_parts(coarsest), record).push(stack, values)
         self._coarsest(record).push(stack, [coarsest[c].ravel() for c in CHANNEL_ORDER[: self.colours]])
 
-    def pop(self, stack: AnsStack, record: Record | None, held: int | None) -> NDArray[np.int32]:
+    def pop(self, stack: AnsStack, record: Record | None, held: int | None = None) -> NDArray[np.int32]:
         """The picture [3, H, W]. held: if so many parts are all that is on the stack, what follows is guessed."""
         picture = np.empty((3, self.height, self.width), np.int32)
         step = 2**self.levels
