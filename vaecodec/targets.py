@@ -57,16 +57,17 @@ def compress_to(
     size: float | None = None,
     psnr: float | None = None,
     effort: int = 0,
+    progressive: bool = False,
     limits: Limits | None = None,
 ) -> bytes:
     """The bytes of a lossy file of about ``bpp`` bits a pixel or ``size`` bytes (the whole file, within 1 %), or of
-    about ``psnr`` dB over RGB (within 0.05). effort and limits: of each of the about three encodes, as for
+    about ``psnr`` dB over RGB (within 0.05). effort, progressive and limits: of each of the about three encodes, as for
     ``Codec.compress``.
 
     What no quality reaches gives a UserWarning and the nearest there is. Raises ValueError unless there is one target,
     and what ``Codec.compress`` raises.
     """
-    found = search(codec, picture, bpp=bpp, size=size, psnr=psnr, effort=effort, limits=limits)
+    found = search(codec, picture, bpp=bpp, size=size, psnr=psnr, effort=effort, progressive=progressive, limits=limits)
     if not found.near:
         warnings.warn(missed(found, psnr is not None), stacklevel=2)
     return found.data
@@ -87,6 +88,7 @@ def search(
     size: float | None = None,
     psnr: float | None = None,
     effort: int = 0,
+    progressive: bool = False,
     limits: Limits | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Found:
@@ -109,7 +111,7 @@ def search(
     hundredths, known, best = inside(guess), dict[int, float](), None
     while hundredths not in known and len(known) < ENCODES:
         quality = hundredths / 100
-        data = codec.compress(picture, quality, progress, effort=effort, limits=limits)
+        data = codec.compress(picture, quality, progress, effort=effort, progressive=progressive, limits=limits)
         reached = float(len(data))
         if psnr is not None:
             decoded = codec.decode_tiles(data, limits, progress)

@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     "ever.",
 )
 @click.option(
+    "--progressive",
+    is_flag=True,
+    help="What is coarse first: decompress --preview draws any part of the file. The same pixels, some bytes more.",
+)
+@click.option(
     "--metadata", **options.METADATA, default="all", show_default=True, help="What to keep; icc is all about colour."
 )
 @click.option(
@@ -61,6 +66,7 @@ def compress(
     best_effort: bool,
     lossless: bool,
     effort: int,
+    progressive: bool,
     metadata: list[str],
     depth: int | None,
     verify: bool,
@@ -84,6 +90,7 @@ def compress(
     if best_effort and not targets:
         raise click.UsageError("--best-effort is for targets")
     passes = 6 if target_psnr else 3 if targets else 1  # about; a search for a PSNR decodes as well
+    coding: dict[str, Any] = {"effort": effort, "progressive": progressive, "limits": limits}
     quick_check = verify and not effort  # beside a refinement, the time of a decode is nothing
     plan = with_a_picture(files.planned(request, folders.PICTURES, ".vae"))
 
@@ -115,7 +122,7 @@ def compress(
             progress, notes = follow(pixels, passes + quick_check), list[str]()
             said = [f"not kept: {', '.join(others)}"] if others else []
             if targets:
-                found = search(codec, picture, effort=effort, limits=limits, progress=progress, **targets)
+                found = search(codec, picture, progress=progress, **coding | targets)
                 if not found.near:
                     said.append(missed(found, target_psnr is not None))
                     if not best_effort:
@@ -123,7 +130,7 @@ def compress(
                 data = found.data
                 notes.append(f"quality {found.quality:g}")
             else:
-                data = codec.compress(picture, quality, progress, lossless=lossless, effort=effort, limits=limits)
+                data = codec.compress(picture, quality, progress, lossless=lossless, **coding)
             size, used = len(data), read_header(data).depth
             with inout.written(job, data, keep_times=request.keep_times) as temporary:
                 written = temporary or data
@@ -155,6 +162,11 @@ def compress(
     is_flag=True,
     help="Leave tiles black that are cut off or damaged, say which, and exit with 1. Without a good tile: an error.",
 )
+@click.option(
+    "--preview",
+    is_flag=True,
+    help="Draw what there is of a file that ends early, or of a pipe that is still being filled, and say how much.",
+)
 @options.MAX_PIXELS
 @options.computing
 def decompress(
@@ -165,6 +177,7 @@ def decompress(
     lossy_output: bool,
     background: str | None,
     allow_partial: bool,
+    preview: bool,
     limits: Limits,
     machine: options.Machine,
 ) -> None:
@@ -198,13 +211,14 @@ def decompress(
         codec = machine.codec()
 
         def work(job: files.Job, follow: batch.Follow) -> batch.Done:
-            data = inout.read(job.source)
+            data = inout.read_so_far(job.source) if preview else inout.read(job.source)
             header = read_header(data)
             x, y, width, height = region or (0, 0, header.width, header.height)
             if x + width > header.width or y + height > header.height:
                 raise ImageError(f"the region is not inside its {header.width} x {header.height} pixels")
             progress, damaged = follow(width * height, 1), list[tuple[int, int, int, int]]()
             options: dict[str, Any] = {"region": region, "damaged": damaged if allow_partial else None}
+            options["preview"] = preview
             picture: Image | DeepPicture
             if header.depth > 8:
                 samples = codec.decode_array(data, limits, progress, **options)
@@ -215,14 +229,19 @@ def decompress(
                 raise CorruptError("all tiles are damaged")
             if downsample:
                 picture = reduced(picture, int(downsample))
-            read = len(data)
+            read, said = len(data), list[str]()
+            if preview:
+                *ends, size = unpack(data, limits, preview=True).ends
+                previews = f", preview {sum(end <= read for end in ends)} of {len(ends)}" if ends else ""
+                said += [f"{read} of {size} bytes{previews}"] if read < size else []
             del data  # a large picture leaves no room for it
             encoded, lost = encode_picture(
                 picture, encoding, depth=header.depth, lossy=lossy_output, background=background
             )
             with inout.written(job, encoded, keep_times=request.keep_times):
                 pass
-            said = [f"{encoding} did not take the picture's {', '.join(lost)}"] if lost else []
+            if lost:
+                said.append(f"{encoding} did not take the picture's {', '.join(lost)}")
             if damaged:
                 regions = " ".join(",".join(map(str, tile)) for tile in damaged)
                 said.append(f"{len(damaged)} of {header.tile_count} tiles are damaged: {regions}")
