@@ -1,5 +1,5 @@
-"""``python -m benchmarks``: kodak, bitsback, visual, progressive, speed, scaling, effort, same-bytes, theory, readme, pca-train,
-training-speed, sweep."""
+"""``python -m benchmarks``: kodak, bitsback, visual, progressive, speed, scaling, effort, same-bytes, theory, readme,
+pca-train, training-speed, sweep."""
 
 from pathlib import Path
 
