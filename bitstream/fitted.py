@@ -129,7 +129,7 @@ def _code_phase(
     """Code every second sample in every second row. Returns them and their errors. Planes have mirrored edges."""
     true = plane.samples[EDGE + start[0] : -EDGE : 2, EDGE + start[1] : -EDGE : 2]
     shape, whole = true.shape, true.dtype.type
-    values = true.astype(np.int32).ravel()
+    values: Ints = true.astype(np.int32).ravel()
     x = np.empty(((ALL + 2) * (1 + len(before)) - 1, *shape), whole)
     e = np.empty((3 + 2 * len(before), *shape), whole)
     own, guides = x[:ALL], x[ALL + 1 :].reshape(len(before), ALL + 2, *shape)
@@ -150,8 +150,8 @@ def _code_phase(
     weights = _code_weights(code, _fit(x, values, spread) if encoding else None, len(x), WEIGHTS_MAX)
     sums = weights.astype(whole) @ x
     mean = np.clip(np.floor(sums / whole(WEIGHT // EIGHTHS) + whole(0.5)), 0, EIGHTHS * (limit - 1)).astype(np.int32)
-    weights = _fit_errors(e, np.abs(EIGHTHS * values - mean), spread) if encoding else None
-    weights = _code_weights(code, weights, len(e), ERROR_WEIGHTS_MAX)
+    found = _fit_errors(e, np.abs(EIGHTHS * values - mean), spread) if encoding else None
+    weights = _code_weights(code, found, len(e), ERROR_WEIGHTS_MAX)
     values = _code_values(code, values, mean, _contexts(weights.astype(whole) @ e), encoding)
     if values.min() < 0 or values.max() >= limit:
         raise CorruptError("sample beyond the limit")
@@ -185,8 +185,8 @@ def middle(near: Numbers) -> tuple[Numbers, Numbers]:
 def _contexts(sums: Floats) -> NDArray[np.int64]:
     """Quarter octaves of the expected error: exponent and the two upper bits of the mantissa of a positive number."""
     whole, shift, bias = (np.int32, 21, 127) if sums.dtype == np.float32 else (np.int64, 50, 1023)
-    octaves = np.maximum(sums, 1).view(whole) >> shift
-    contexts: NDArray[np.int64] = np.clip(octaves - (4 * bias + _FIRST), 0, _CONTEXTS - 1)
+    words: Ints = np.maximum(sums, 1).view(whole)
+    contexts: NDArray[np.int64] = np.clip((words >> shift) - (4 * bias + _FIRST), 0, _CONTEXTS - 1)
     return contexts
 
 
@@ -220,8 +220,8 @@ def _code_values(code: Code, values: Ints, mean: Ints, contexts: Ints, encoding:
     scales -= 4 * opened
     contexts = contexts - first
     bits = opened[contexts] if opened[-1] else np.zeros(1, np.int64)
-    differences = values - locs
-    upper = differences >> bits
+    differences: Ints = values - locs
+    upper: Ints = differences >> bits
     moves = _best_moves(upper, fractions, contexts, scales) if encoding else scales
     by, shapes = np.divmod(code(moves, _MOVED, np.zeros(len(moves), int)), _SHAPES)
     tables = _ids(np.clip(scales + by - _MOVES // 2, 0, _SCALES - 1), shapes, 0)
@@ -256,7 +256,7 @@ def _best_moves(differences: Ints, fractions: Ints, contexts: Ints, scales: Ints
     return best
 
 
-def _fit(inputs: Floats, values: Floats, spread: Floats) -> Ints:
+def _fit(inputs: Floats, values: Ints, spread: Floats) -> Ints:
     """Weights [K] of the prediction, in steps: least squares of differences from the local mean, where large errors and
     rough places count less (iteratively reweighted, towards least absolute errors)."""
     some = slice(None, None, len(values) // _SAMPLED | 1)
@@ -270,7 +270,7 @@ def _fit(inputs: Floats, values: Floats, spread: Floats) -> Ints:
     nearest = [int(row.argmax()) for row in levels]
     means = np.stack([x[k : k + NEAR].mean(0) for k in nearest])
     x, target = x - levels.T @ means, values[some] - means[0]
-    weighting, solved = 1 / rough, np.zeros(len(x))
+    weighting, solved = 1 / rough, np.zeros(len(x), x.dtype)
     for _ in range(_ROUNDS):
         solved = _least_squares(x, target, weighting)
         weighting = 1 / (rough * np.sqrt(np.abs(target - solved @ x) + 1))
@@ -289,17 +289,18 @@ def _mean_of(count: int) -> Ints:
     return weights
 
 
-def _fit_errors(sizes: Floats, errors: Floats, spread: Floats) -> Ints:
+def _fit_errors(sizes: Floats, errors: Ints, spread: Floats) -> Ints:
     """Weights [K] of the size of the error, in steps, by least squares; none is negative."""
     some = slice(None, None, len(errors) // _SAMPLED | 1)
     solved = _least_squares(sizes[:, some].astype(np.float64), errors[some], 1 / (spread[some] + 2.0) ** 2)
-    weights = np.rint(ERROR_WEIGHT * solved.clip(0, 1)).astype(np.int64)
-    return weights if weights.sum() <= ERROR_WEIGHTS_MAX else np.minimum(weights, ERROR_WEIGHTS_MAX // len(weights))
+    weights: Ints = np.rint(ERROR_WEIGHT * solved.clip(0, 1)).astype(np.int64)
+    # They may not sum to more than eight.
+    return np.minimum(weights, ERROR_WEIGHTS_MAX // len(weights)) if weights.sum() > ERROR_WEIGHTS_MAX else weights
 
 
-def _least_squares(x: Floats, target: Floats, weighting: Floats) -> NDArray[np.float64]:
+def _least_squares(x: Floats, target: Numbers, weighting: Floats) -> Floats:
     """Weights [K] of x [K, N] for target [N]."""
-    normal = (x * weighting) @ x.T
+    normal: Numbers = (x * weighting) @ x.T
     normal[np.diag_indices_from(normal)] += 1e-4 * normal.trace() / len(normal) + 1e-9
-    solved: NDArray[np.float64] = np.linalg.solve(normal, (x * weighting) @ target)
+    solved: Floats = np.linalg.solve(normal, (x * weighting) @ target)
     return solved

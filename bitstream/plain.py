@@ -198,7 +198,7 @@ def _around(grid: Floats, start: tuple[int, int], offsets: Sequence[tuple[int, i
 
 def _known(plane: Ints, limit: int) -> Known:
     """A plane of which nothing is said yet but its samples."""
-    samples = plane.astype(np.float32 if limit <= 256 else np.float64)
+    samples: Floats = plane.astype(np.float32 if limit <= 256 else np.float64)
     return Known(samples, np.zeros_like(samples))
 
 

@@ -118,9 +118,10 @@ class Codec(Decoder):
         """The bytes of a ``.vae`` file.
 
         picture: a Pillow picture of integers, an array or tensor, or a file, see ``Picture``. quality: 0 (smallest) to
-        100, in hundredths, of lossy files, which keep alpha without loss. fast: lossless without networks, a few times
-        as fast, in some 8 % more bytes; 16-bit pictures are coded so in any case. depth: how many bits of 16-bit samples are in
-        use, 9 to 16; by default what the file says or, where it says nothing, what the largest sample takes. effort: 0
+        100, in hundredths, of lossy files, which keep alpha without loss. fast: lossless without networks, several
+        times as fast, in a few percent more bytes; 16-bit pictures are coded so in any case. depth: how many bits of
+        16-bit samples are in use, 9 to 16; by default what the file says or, where it says nothing, what the largest
+        sample takes. effort: 0
         (fast) to 9 (small): the latents of lossy files are refined for this picture. 1 makes files about 1 % smaller at
         equal PSNR for ten times the time, some seconds a megapixel; 2 and more take minutes a megapixel, see
         ``refine``. Lossless tiles are coded in every way, not only in those that are worth a try. limits:

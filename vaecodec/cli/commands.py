@@ -128,8 +128,9 @@ def compress(
                 data = found.data
                 notes.append(f"quality {found.quality:g}")
             else:
-                options = {"lossless": lossless, "fast": fast, "effort": effort}
-                data = codec.compress(picture, quality, progress, limits=limits, **options)
+                data = codec.compress(
+                    picture, quality, progress, lossless=lossless, fast=fast, effort=effort, limits=limits
+                )
             size, used = len(data), read_header(data).depth
             with inout.written(job, data, keep_times=request.keep_times) as temporary:
                 written = temporary or data
