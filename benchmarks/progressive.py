@@ -67,12 +67,15 @@ def progressive(codec: Codec, picture: Picture, quality: float, lossless: bool, 
     whole = codec.decompress(data)
     if whole.tobytes() != codec.decompress(plain).tobytes():
         raise SystemExit(f"{picture.name}: the progressive file decodes to other pixels")
-    rng, size, (first, *_) = Random(number), len(data), read_info(data).previews
-    curve = list[tuple[float, float]]()
+    rng, size, info = Random(number), len(data), read_info(data)
+    first, curve, known = info.previews[0], list[tuple[float, float]](), dict[int, float]()
     for place in range(PREFIXES):
         end = first + int((size - first) * ((place + rng.random()) / PREFIXES) ** 2)
-        shown = codec.decompress(data[:end], preview=True)
-        curve.append((end / size, min(psnr(picture.image, shown), BEST)))
+        # Of one tile, the bytes of a part that is not whole show nothing.
+        key = sum(preview <= end for preview in info.previews) if info.tiles == 1 else end
+        if key not in known:
+            known[key] = min(psnr(picture.image, codec.decompress(data[:end], preview=True)), BEST)
+        curve.append((end / size, known[key]))
     curve.append((1.0, min(psnr(picture.image, whole), BEST)))
     return Progressive(data, len(data) / len(plain) - 1, first / size, curve)
 
@@ -91,14 +94,14 @@ def truncated_jpeg(data: bytes, size: tuple[int, int]) -> Image.Image:
 
 
 def encode_jxl(picture: Image.Image, size: int) -> bytes | None:
-    """The largest of at most so many bytes that cjxl makes."""
+    """The largest of at most so many bytes that cjxl makes at a quality that five divides."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "x.png"), Path(folder, "x.jxl")
         picture.save(source, compress_level=1)
-        low, high, best = 1, 100, None
+        low, high, best = 2, 19, None
         while low <= high:
             middle = (low + high) // 2
-            command = ["cjxl", str(source), str(target), "-q", str(middle), "--progressive", "--num_threads=0"]
+            command = ["cjxl", str(source), str(target), "-q", str(5 * middle), "--progressive", "--num_threads=0"]
             subprocess.run(command, check=True, capture_output=True)
             if len(data := target.read_bytes()) <= size:
                 low, best = middle + 1, data
