@@ -14,8 +14,8 @@ VERSION = (0, 3)
 OLDEST = (0, 1)
 
 BytesLike = bytes | bytearray | memoryview
-Entry = tuple[int, int, int]
-"""Of the tile directory: method, length and CRC-32 of a tile."""
+Entry = tuple[int, int, int, int]
+"""Of the tile directory: method, lanes, length and CRC-32 of a tile."""
 
 # magic, major, minor, kind, mode, depth, colour, quality, tile, width, height, model; then its CRC-32
 _HEADER = struct.Struct("<8s6B2H2I16s")
@@ -28,6 +28,8 @@ NETWORK, PLAIN, RAW = 0, 2, 3
 """Tile methods of lossy files; lossless ones have PLAIN and RAW, too."""
 BITS_BACK, ROUNDED = 0, 1
 """Of lossless files. ROUNDED: too few bits to pop latents from, so that their rounded means are sent."""
+LANES = tuple(1 << k for k in range(9))
+"""How many lanes the words of a tile may have."""
 TILE_MAX = 2048
 """It bounds the memory and the work that a tile costs before its checksum is known."""
 
@@ -89,23 +91,24 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One tile: method (u8), CRC-32 of the integers it decodes to, and its coded bytes.
+    """One tile: method (0 to 15), CRC-32 of the integers it decodes to, its coded bytes, and their number of lanes.
 
-    parts: in a progressive file, from the top of the stack, so many words as each part needs beyond those before it,
-    without the last part; else empty. held: of a tile that is cut off, how many of its parts are there, which then are
-    all that `words` has. After `unpack`, `words` may be a read-only view into the file. Raises ValueError if a number
-    is too large.
+    lanes: 1, 2, 4 ... 256. parts: in a progressive file, from the top of the stack, so many words as each part needs
+    beyond those before it, without the last part; else empty. held: of a tile that is cut off, how many of its parts
+    are there, which then are all that `words` has. After `unpack`, `words` may be a read-only view into the file.
+    Raises ValueError if a number is not allowed.
     """
 
     method: int
     crc: int
     words: bytes | memoryview
+    lanes: int = 1
     parts: tuple[int, ...] = ()
     held: int | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in range(256) or self.crc not in range(2**32):
-            raise ValueError(f"tile method {self.method} or CRC {self.crc} is not allowed")
+        if self.method not in range(16) or self.crc not in range(2**32) or self.lanes not in LANES:
+            raise ValueError(f"tile method {self.method}, CRC {self.crc} or {self.lanes} lanes are not allowed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +180,13 @@ def pack(header: Header, tiles: Sequence[Tile], sections: Sequence[Section] = ()
     h = header
     sizes = (h.depth, h.colour, h.quality, h.tile, h.width, h.height)
     head = _HEADER.pack(MAGIC, *VERSION, h.kind, h.mode, *sizes, h.model)
-    directory = b"".join(bytes([t.method]) + _varint(len(t.words)) + _CRC.pack(t.crc) for t in tiles)
+    directory = b"".join(
+        bytes([t.method | LANES.index(t.lanes) << 4]) + varint(len(t.words)) + _CRC.pack(t.crc) for t in tiles
+    )
     last, coded = [Section(_TILES, directory, critical=True)], [tile.words for tile in tiles]
     if any(tile.parts for tile in tiles):
         parts = [tile.parts for tile in tiles]
-        index = write_index(parts, _varint)
+        index = write_index(parts, varint)
         last.insert(0, Section(PARTS, index, critical=True))
         coded = _spread(coded, parts)
     framed = [_frame(section) for section in (*sections, *last)]
@@ -259,13 +264,13 @@ def unpack(data: BytesLike, limits: Limits = Limits(), *, partial: bool = False,
         if len(sections) > limits.max_sections:
             raise LimitError(f"more than {limits.max_sections} sections")
     entries = _read_directory(section.payload, header)
-    lengths = [length for _, length, _ in entries]
+    lengths = [length for _, _, length, _ in entries]
     missing = start + sum(lengths) - len(view)
     if missing > 0 and not (partial or preview):
         raise TruncatedError("file ends within the tiles")
     if missing < 0:
         raise CorruptError("bytes follow the last tile")
-    parts = [()] * len(entries) if index is None else read_index(index, lengths, _read_varint)
+    parts = [()] * len(entries) if index is None else read_index(index, lengths, read_varint)
     tiles, ends = _read_tiles(view, start, entries, parts, preview)
     return Container(header, tiles, tuple(sections.values()), ends)
 
@@ -275,20 +280,20 @@ def _read_tiles(
 ) -> tuple[tuple[Tile, ...], tuple[int, ...]]:
     """The tiles, whose bytes begin at `start`, and where their first parts end, their second parts, and so on."""
     ends, pieces, held = list[int](), [list[memoryview]() for _ in entries], [0] * len(entries)
-    for number, group in enumerate(ordered([length for _, length, _ in entries], parts)):
+    for number, group in enumerate(ordered([length for _, _, length, _ in entries], parts)):
         for tile, size in group:
             pieces[tile].append(view[start : start + size])
             start += size
             held[tile] += start <= len(view) and held[tile] == number
         ends.append(start)
     tiles = list[Tile]()
-    for (method, _, crc), own, there, count in zip(entries, parts, pieces, held, strict=True):
-        if own and method >> 4:
-            raise CorruptError(f"a tile of method {method} in parts")
+    for (method, lanes, _, crc), own, there, count in zip(entries, parts, pieces, held, strict=True):
+        if own and lanes > 1:
+            raise CorruptError(f"a tile of {lanes} lanes in parts")
         cut = count if preview and count <= len(own) else None
         kept = there[:cut]
         words = reversed_words(b"".join(kept)) if own else kept[0] if kept else b""
-        tiles.append(Tile(method, crc, words, own, cut))
+        tiles.append(Tile(method, crc, words, lanes, own, cut))
     return tuple(tiles), tuple(ends)
 
 
@@ -296,7 +301,7 @@ def _read_section(view: memoryview, start: int, header: Header, limits: Limits) 
     """The section at `start` and where the next one begins."""
     try:
         tag, flags = bytes(view[start : start + 4]), view[start + 4]
-        length, body = _read_varint(view, start + 5)
+        length, body = read_varint(view, start + 5)
     except IndexError:
         raise TruncatedError("file ends within a section") from None
     limit = limits.max_icc if tag == ICC else limits.max_metadata
@@ -325,9 +330,11 @@ def _read_directory(directory: bytes, header: Header) -> list[Entry]:
     entries, at, view = list[Entry](), 0, memoryview(directory)
     try:
         for _ in range(header.tile_count):
-            method = view[at]
-            length, at = _read_varint(view, at + 1)
-            entries.append((method, length, _CRC.unpack_from(view, at)[0]))
+            lanes, method = divmod(view[at], 16)
+            if lanes >= len(LANES):
+                raise VersionError(f"a tile has 2**{lanes} lanes")
+            length, at = read_varint(view, at + 1)
+            entries.append((method, LANES[lanes], length, _CRC.unpack_from(view, at)[0]))
             at += _CRC.size
     except (IndexError, struct.error):
         raise CorruptError("tile directory is too short") from None
@@ -337,11 +344,11 @@ def _read_directory(directory: bytes, header: Header) -> list[Entry]:
 
 
 def _frame(section: Section) -> bytes:
-    body = section.tag + bytes([section.critical]) + _varint(len(section.payload)) + section.payload
+    body = section.tag + bytes([section.critical]) + varint(len(section.payload)) + section.payload
     return body + _CRC.pack(zlib.crc32(body))
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     """LEB128: seven bits a byte, lowest first, the high bit set on all but the last byte."""
     encoded = bytearray()
     while value >= 128:
@@ -351,7 +358,7 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _read_varint(view: memoryview, start: int) -> tuple[int, int]:
+def read_varint(view: memoryview, start: int) -> tuple[int, int]:
     """The integer at `start` and where it ends. Raises IndexError if the view ends first."""
     value = 0
     for i in range(10):

@@ -54,7 +54,7 @@ def tiles(draw: st.DrawFn) -> tuple[Tile, ...]:
 
     def tile(cuts: list[int], rest: int, number: int) -> Tile:
         words = bytes(range(number, 4 * (sum(cuts) + rest) + number)) if cuts else bytes(rest)
-        return Tile(number % 2, number, words, tuple(cuts))
+        return Tile(number % 2, number, words, parts=tuple(cuts))
 
     sizes = draw(
         st.lists(st.tuples(st.lists(st.integers(0, 3), max_size=6), st.integers(0, 5)), min_size=4, max_size=4)
@@ -152,7 +152,7 @@ def test_hostile_indices(rest: bytes, error: str) -> None:
 def test_the_writer_refuses() -> None:
     for parts, match in (((3,), "longer"), ((1,) * 64, "more than 64")):
         with pytest.raises(ValueError, match=match):
-            pack(ONE, [Tile(0, 0, bytes(8), parts)])
+            pack(ONE, [Tile(0, 0, bytes(8), parts=parts)])
     with pytest.raises(ValueError, match="reserved"):
         pack(ONE, [Tile(0, 0, b"")], [Section(b"PART", b"")])
 

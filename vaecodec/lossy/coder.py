@@ -175,7 +175,7 @@ class Encoder:
         if self.effort:
             y[:, *inside] = refining(weights).refined(x, y, inside, q, self.effort, seen, stepped)
         latents, alpha = np.ascontiguousarray(y[:, *inside]), samples[..., colours:]
-        tile, y_hat = push_tile(weights, latents, q, alpha, depth, self.progressive)
+        tile, y_hat = push_tile(weights, latents, q, alpha, depth, progressive=self.progressive)
         pixel = 8 / (samples.shape[0] * samples.shape[1])
         weight = lagrangian_of(q, weights.config.lambda_max)
         bits = len(tile.words) * pixel

@@ -159,11 +159,17 @@ def checked(symbols: Symbols) -> Symbols:
 
 
 def push_tile(
-    networks: Networks, y: Floats, quality: int, alpha: Samples, depth: int, progressive: bool = False
+    networks: Networks,
+    y: Floats,
+    quality: int,
+    alpha: Samples,
+    depth: int,
+    lanes: int | None = None,
+    progressive: bool = False,
 ) -> tuple[Tile, Symbols]:
     """Quantise and code latents [M, h, w], in steps of the quantiser, and alpha [H, W, 1 or 0] of ``depth`` bits.
-    What the decoder needs first is pushed last. Gives the tile, with its parts if it is to have any, and y_hat, as
-    ``parts_of``."""
+    What the decoder needs first is pushed last. lanes: see ``AnsStack``. progressive: in one lane, and with parts.
+    Gives the tile and y_hat, as ``parts_of``."""
     rows, columns = y.shape[1:]
     padded = np.pad(y, ((0, 0), (0, -rows % HYPER), (0, -columns % HYPER)), "edge")
     z_mean = (networks.prior(quality)[0][:, None, None] * UNIT).astype(np.float32)
@@ -178,13 +184,13 @@ def push_tile(
     def parts() -> Parts:
         y_hat.append((yield from parts_of(networks, rows, columns, quality, progressive, choose)))
 
-    stack = AnsStack()
+    stack = AnsStack(lanes=1 if progressive else lanes)
     if alpha.size:
         push_plain(stack, alpha, depth)
-    depths = Depths(stack)
-    chain(parts, depths if progressive else None).push(stack, chosen)  # the list grows as its parts are asked for
-    cuts = depths.parts() if progressive else ()
-    return Tile(NETWORK, checksum([*chosen, alpha]), stack.to_bytes(), cuts), y_hat[0]
+    depths = Depths(stack) if progressive else None
+    chain(parts, depths).push(stack, chosen)  # the list grows as its parts are asked for
+    cuts = depths.parts() if depths else ()
+    return Tile(NETWORK, checksum([*chosen, alpha]), stack.to_bytes(), stack.lanes, cuts), y_hat[0]
 
 
 def pop_tile(
@@ -201,7 +207,7 @@ def pop_tile(
 
     Of a tile that is cut off, latents that are missing are their means, alpha is opaque, and no checksum is compared.
     """
-    stack, y_hat = AnsStack(tile.words), list[Symbols]()
+    stack, y_hat = AnsStack(tile.words, tile.lanes), list[Symbols]()
 
     def parts() -> Parts:
         y_hat.append((yield from parts_of(networks, rows, columns, quality, bool(tile.parts))))
