@@ -251,13 +251,13 @@ def unpack(data: BytesLike, limits: Limits = Limits(), *, partial: bool = False,
         section, start = _read_section(view, start, header, limits)
         if section.tag == _TILES:
             break
+        if section.critical and section.tag not in (EXIF, ICC, XMP, IPTC, PNG, PARTS):
+            raise VersionError(f"unknown critical section {section.tag!r}")
         if index is not None:
             raise CorruptError("the index of parts does not stand before the tile directory")
         if section.tag == PARTS:
             index = section.payload
             continue
-        if section.critical and section.tag not in (EXIF, ICC, XMP, IPTC, PNG):
-            raise VersionError(f"unknown critical section {section.tag!r}")
         if section.tag in sections:
             raise CorruptError(f"section {section.tag!r} occurs twice")
         sections[section.tag] = section
