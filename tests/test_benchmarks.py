@@ -20,7 +20,7 @@ pytest.importorskip("ssimulacra2")
 
 from scipy.interpolate import Akima1DInterpolator
 
-from benchmarks import bitsback, codecs, kodak, report, same_bytes, speed, theory
+from benchmarks import bitsback, codecs, depth, kodak, report, same_bytes, speed, theory
 from benchmarks.__main__ import main
 from benchmarks.bd_rate import Curve, bd_rate
 from benchmarks.kodak import decibels
@@ -358,6 +358,18 @@ def test_lossless_files_are_accounted_for(photo: Image.Image, tmp_path: Path) ->
     assert sum(row["parts"].values()) == pytest.approx(8 * row["bytes"])
     assert row["bytes"] < row["png"] and 8 * row["bytes"] < 1.03 * sum(row["bound"].values())
     assert (tmp_path / "out" / "lossless.md").exists()
+
+
+def test_finer_levels_are_nearer_to_what_they_were_made_of(
+    photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo.crop((0, 0, 130, 98)).save(tmp_path / "photo.png")
+    monkeypatch.setattr(depth, "QUALITIES", (90.0,))
+    depth.run([tmp_path / "photo.png"], tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "depth.json").read_text("utf-8"))
+    assert [row["depth"] for row in rows] == [8, 10, 12, 16]
+    assert rows[0]["psnr_14_bits"] < rows[1]["psnr_14_bits"]
+    assert all(abs(row["bpp"] / rows[0]["bpp"] - 1) < 0.05 for row in rows)
 
 
 def test_one_command_makes_all_that_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
