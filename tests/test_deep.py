@@ -1,5 +1,6 @@
 """More than 8 bits a sample, through every door; what says what their numbers mean; gain maps."""
 
+import importlib.util
 import io
 import struct
 from pathlib import Path
@@ -24,11 +25,12 @@ DOORS = {
     "tiff": ("TIFF", {1, 3, 4}, {10, 12, 16}),
     "ppm": ("PPM", {1, 3}, {10, 12, 16}),
     "avif": ("AVIF", {1, 3, 4}, {10, 12}),
+    "heic": ("HEIF", {1, 3, 4}, {10, 12}),
     "jxl": ("JXL", {1, 3, 4}, {10, 12, 16}),
     "jp2": ("JPEG2000", {1, 3, 4}, {10, 12, 16}),
 }
 """Suffixes, Pillow's names, and the channels and depths that they hold."""
-NEEDS = {"avif": ["imagecodecs"], "jxl": ["imagecodecs", "pillow_jxl"], "jp2": ["imagecodecs"]}
+NEEDS = {"avif": ["imagecodecs"], "heic": ["pillow_heif"], "jxl": ["imagecodecs", "pillow_jxl"], "jp2": ["imagecodecs"]}
 COLOUR_OF_PQ = bytes([9, 16, 0, 1])
 """cICP: primaries of BT.2020 and the transfer function PQ."""
 
@@ -111,7 +113,7 @@ def test_lossy_files_keep_the_depth(suffix: str, tmp_path: Path) -> None:
     ("format", "depth", "words"),
     [
         ("AVIF", 16, "10 or 12 bits a sample, not 16"),
-        ("AVIF", 11, "not 11"),
+        ("HEIF", 11, "not 11"),
         ("WEBP", 10, "does not hold 10"),
     ],
 )
@@ -120,14 +122,27 @@ def test_what_a_format_does_not_hold(format: str, depth: int, words: str) -> Non
         encode_picture(deep(3, depth), format)
 
 
-def test_without_imagecodecs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("engines", "saving"):
-        monkeypatch.setattr(f"vaecodec.{module}.installed", lambda name: name != "imagecodecs")
-    with pytest.raises(ImageError, match=r"pip install 'vaecodec\[deep\]'"):
-        encode_picture(deep(3, 10), "AVIF")
+        monkeypatch.setattr(f"vaecodec.{module}.installed", lambda name: name not in ("imagecodecs", "pillow_heif"))
+    for format in ("AVIF", "HEIF"):
+        with pytest.raises(ImageError, match=r"pip install 'vaecodec\[deep\]'"):
+            encode_picture(deep(3, 10), format)
     assert encode_picture(deep(3, 10), "AVIF", lossy=True)[0]
     grey, _ = encode_picture(deep(1, 10), "JPEG2000")  # which Pillow writes in grey
     assert Image.open(io.BytesIO(grey)).mode == "I;16"
+
+
+def test_heic_takes_all_metadata() -> None:
+    pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[271] = "maker"
+    said: dict[str, Any] = {"exif": exif.tobytes(), "icc_profile": b"a profile" * 20, "xmp": b"<x:xmpmeta/>"}
+    data, missing = encode_picture(deep(3, 12, **said), "HEIF")
+    saving.load_plugins()
+    found = opened(data)
+    assert missing == [] and found.info["icc_profile"] == said["icc_profile"]
+    assert b"maker" in found.info["exif"] and found.info["xmp"].startswith(said["xmp"])
 
 
 def test_damaged_deep_files_are_image_errors() -> None:
@@ -162,7 +177,8 @@ def test_pq_goes_from_avif_to_png_and_back(tmp_path: Path) -> None:
     assert missing == [] and chunks_in(opened(data))[b"cICP"] == COLOUR_OF_PQ
     (tmp_path / "a.avif").write_bytes(data)
     assert cli("compress", tmp_path / "a.avif", "-l", *WEIGHTS).exit_code == 0
-    for suffix in ("png", "avif"):
+    suffixes = ["png", "avif", *(["heic"] if importlib.util.find_spec("pillow_heif") else [])]
+    for suffix in suffixes:
         result = cli("decompress", tmp_path / "a.vae", "-o", tmp_path / f"b.{suffix}", *WEIGHTS)
         assert result.exit_code == 0 and "did not take" not in result.stderr
         assert chunks_in(opened((tmp_path / f"b.{suffix}").read_bytes()))[b"cICP"] == COLOUR_OF_PQ

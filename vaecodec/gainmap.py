@@ -12,6 +12,7 @@ ISO = b"urn:iso:std:iso:ts:21496:-1\0"
 MARKS = (b"http://ns.adobe.com/hdr-gain-map/1.0/", ISO, b"urn:com:apple:photo:2020:aux:hdrgainmap")
 """One of them stands in the segments of each gain map."""
 INDEX, MPF = 0xB002, b"MPF\0"
+MOST = 16  # other pictures that are looked at
 FIRST = 0x030000  # the type of the picture that others belong to
 
 
@@ -29,7 +30,10 @@ def other_pictures(picture: Any, file: IO[bytes]) -> list[bytes]:
         (count,) = struct.unpack_from(f"{order}H", index, at)
         fields = [struct.unpack_from(f"{order}HHII", index, at + 2 + 12 * number) for number in range(count)]
         size, entries = next((size, value) for tag, _, size, value in fields if tag == INDEX)
-        places = [struct.unpack_from(f"{order}II", index, entries + at + 4) for at in range(16, size, 16)]
+        places = [
+            struct.unpack_from(f"{order}II", index, entries + at + 4)
+            for at in range(16, min(size, 16 * (1 + MOST)), 16)
+        ]
     except (struct.error, StopIteration):
         return []
     file.seek(0)

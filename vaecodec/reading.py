@@ -281,10 +281,9 @@ def _by_imagecodecs(picture: Any, name: str, data: bytes, depth: int) -> Deep:
 
 
 def _deep_heif(_picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
-    try:
-        import pillow_heif
-    except ImportError:
-        raise ValueError(f"{depth} bits a sample need the package pillow-heif") from None
+    need("pillow_heif", f"{depth} bits a sample", "deep")
+    import pillow_heif
+
     file.seek(0)
     try:
         image = pillow_heif.open_heif(file, convert_hdr_to_8bit=False, hdr_to_16bit=False)

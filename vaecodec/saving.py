@@ -83,9 +83,9 @@ def encode_picture(
     """
     if isinstance(picture, DeepPicture):
         picture = picture if background is None else deep_flattened(picture, background)
-        grey, foreign = picture.samples.shape[2] == 1, installed("imagecodecs")
+        grey, foreign = picture.samples.shape[2] == 1, picture.full and installed("imagecodecs")
         try:
-            if not grey or format in ("PPM", "AVIF") or (picture.full and format in FOREIGN and foreign):
+            if not grey or format in ("PPM", "AVIF", "HEIF") or (foreign and format in FOREIGN):
                 data = encode_deep(picture, format)
                 return data, lost(picture.info, io.BytesIO(data))
             picture, depth = (picture.spread(), 16) if picture.full else (picture, depth)

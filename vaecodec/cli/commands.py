@@ -193,7 +193,7 @@ def decompress(
 ) -> None:
     """Decompress .vae files: files, folders, quoted patterns, or - for standard input. x.vae becomes x.png.
 
-    The suffix of -o chooses the format. JPEG and AVIF lose once more, at their quality 95, and so does PDF; any other
+    The suffix of -o chooses the format. JPEG, AVIF of 8 bits and PDF lose once more, at their quality 95; any other
     format that cannot hold the picture exactly is refused, unless --lossy-output is given.
     """
     output = request.output
