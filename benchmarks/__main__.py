@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: kodak, bitsback, visual, progressive, speed, scaling, effort, same-bytes, theory, readme,
+"""``python -m benchmarks``: kodak, bitsback, depth, progressive, speed, scaling, effort, same-bytes, theory, readme,
 pca-train, training-speed, sweep."""
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from vaecodec.folders import PICTURES
 try:
     from . import (
         bitsback,
+        depth,
         effort,
         kodak,
         pca,
@@ -20,7 +21,6 @@ try:
         sweep,
         theory,
         training_speed,
-        visual,
     )
     from .codecs import CODECS
 except ModuleNotFoundError as error:
@@ -94,12 +94,12 @@ def bitsback_command(data: Path, out: Path) -> None:
     bitsback.run(find_pictures(data), out / data.resolve().name)
 
 
-@main.command("visual")
+@main.command("depth")
 @data_option
 @out_option
-def visual_command(data: Path, out: Path) -> None:
-    """SSIMULACRA2 at five qualities, and AVIF's in no more bytes."""
-    visual.run(find_pictures(data), out / data.resolve().name)
+def depth_command(data: Path, out: Path) -> None:
+    """The same pictures with 8, 10, 12 and 16 bits a sample."""
+    depth.run(find_pictures(data), out / data.resolve().name)
 
 
 @main.command("progressive")

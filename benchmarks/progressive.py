@@ -25,10 +25,9 @@ from tqdm import tqdm
 from vaecodec import Codec, read_info
 from vaecodec.metrics import psnr
 
-from .codecs import jpeg
+from . import codecs
 from .pictures import Picture, open_picture
 from .plots import save
-from .visual import largest_within
 
 PREFIXES = 20
 """Of each file, at random, more of them short than long."""
@@ -122,9 +121,22 @@ def truncated_jxl(data: bytes, size: tuple[int, int]) -> Image.Image:
             return shown.convert("RGB")
 
 
+def largest_within(codec: codecs.Codec, picture: Image.Image, size: int) -> bytes | None:
+    """The largest file of at most ``size`` bytes among the codec's scale; None if none is so small."""
+    low, high, best = 0, len(codec.scale) - 1, None
+    while low <= high:
+        middle = (low + high) // 2
+        data = codec.encode(picture, codec.scale[middle])
+        if len(data) <= size:
+            low, best = middle + 1, data
+        else:
+            high = middle - 1
+    return best
+
+
 def others() -> dict[str, tuple[Callable[[Image.Image, int], bytes | None], Callable[..., Image.Image]]]:
     """Encoders to a size, and decoders of a part."""
-    baseline = jpeg("4:2:0")
+    baseline = codecs.jpeg("4:2:0")
     found = {"JPEG": (lambda image, size: largest_within(baseline, image, size), truncated_jpeg)}
     if shutil.which("cjxl") and shutil.which("djxl"):
         found["JPEG XL"] = encode_jxl, truncated_jxl

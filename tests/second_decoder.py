@@ -79,7 +79,7 @@ def read(data: bytes) -> tuple[Header, dict[bytes, bytes], list[Tile]]:
         require(data[start + 4] <= 1, "version", "flags")
         require(tag not in (b"TILE", b"PART") or data[start + 4] == 1, "corrupt", "directory")
         require(all(0x20 <= byte <= 0x7E for byte in tag), "corrupt", "tag")
-        known = tag in (b"TILE", b"PART", b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ")
+        known = tag in (b"TILE", b"PART", b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ", b"GAIN")
         require(known or data[start + 4] == 0, "version", "critical section")
         require(tag not in sections, "corrupt", "the section occurs twice")
         require(b"PART" not in sections or tag == b"TILE", "corrupt", "PART is not before TILE")
