@@ -300,7 +300,7 @@ def test_avif_of_more_than_8_bits(depth: int, monkeypatch: pytest.MonkeyPatch) -
         found = opened(data)
         assert isinstance(found, DeepPicture) and (found.depth, found.full) == (depth, True)
         shallow = np.asarray(Image.open(io.BytesIO(data)), float)
-        assert np.abs(found.samples * 255 / (2**depth - 1) - shallow).max() <= 1
+        assert np.abs(found.samples * (255 / (2**depth - 1)) - shallow).max() <= 3  # its chroma is halved
     monkeypatch.setattr("vaecodec.engines.installed", lambda name: name != "imagecodecs")
     with pytest.raises(MissingError, match=r"pip install 'vaecodec\[deep\]'"):
         opened(data)
