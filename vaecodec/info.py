@@ -29,7 +29,7 @@ class Info:
     kind: "lossy" or "lossless". width, height: pixels. mode: Pillow's name, or "RGB;16" and "RGBA;16". depth: bits a
     sample. quality: 0 to 100, None if lossless. tile: side of a tile in pixels; tiles: how many there are. model: the
     weights that decode it, as hexadecimal digits. bytes: size of the file; bpp: in bits a pixel. metadata: bytes of
-    each section, "exif", "iccp", "xmp", "iptc", "png".
+    each section, "exif", "iccp", "xmp", "iptc", "png", "gain".
     """
 
     kind: str
