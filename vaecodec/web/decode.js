@@ -15,7 +15,10 @@ const PATCH = 16;
 class Box {
   /** @param {number} top @param {number} left @param {number} rows @param {number} columns */
   constructor(top, left, rows, columns) {
-    [this.top, this.left, this.rows, this.columns] = [top, left, rows, columns];
+    this.top = top;
+    this.left = left;
+    this.rows = rows;
+    this.columns = columns;
   }
 
   get area() {
@@ -65,7 +68,8 @@ export class Decoder {
   /** The networks of a file. @param {Header} header @returns {Promise<any>} */
   networks({ model, kind }) {
     const name = kind === 1 ? "lossy" : "lossless";
-    const found = this.loaded.get(model) ?? this.fetchWeights(model).then((data) => {
+    /** @type {Promise<any>} */
+    const found = this.loaded.get(model) ?? this.fetchWeights(model).then(async (data) => {
       const weights = new Weights(data, this.runtime);
       require(weights.metadata.kind === name, `the weights are not ${name}`, "weights");
       return kind === 1 ? new Lossy(weights).check() : weights;
@@ -134,7 +138,7 @@ class Latents {
     this.places = places;
     this.header = header;
     this.grid = whole.times(1 / PATCH);
-    /** @type {Map<Tile, {stream: Grid<Int16Array>, alpha: Samples | null, bottom?: number}>} */
+    /** @type {Map<Tile, {stream: Grid<Int16Array>, alpha: Samples | null, bottom: number}>} */
     this.known = new Map();
   }
 
@@ -154,9 +158,11 @@ class Latents {
       if (isExact(tile)) continue;
       const box = other.times(1 / PATCH);
       const common = box.and(outer);
-      const known = this.known.get(tile)
-        ?? (await networks.pop(tile, this.header, box.rows, box.columns, other.rows, other.columns));
-      this.known.set(tile, { ...known, bottom: box.top + box.rows });
+      const known = this.known.get(tile) ?? {
+        ...(await networks.pop(tile, this.header, box.rows, box.columns, other.rows, other.columns)),
+        bottom: box.top + box.rows,
+      };
+      this.known.set(tile, known);
       if (other === place && known.alpha) alpha = place.crop(known.alpha, part);
       const [top, left] = [common.top - outer.top, common.left - outer.left];
       stream.put(known.stream.box(common.top - box.top, common.left - box.left, common.rows, common.columns), top, left);

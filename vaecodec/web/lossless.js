@@ -169,8 +169,13 @@ class Phase {
   /** @param {Walk} walk @param {string} graph @param {Stripes} state @param {Grid<any>} centre
    *  @param {number} span @param {Grid<Float32Array>} [spread] @param {Grid<Uint8Array>} [known] */
   constructor(walk, graph, state, centre, span, spread, known) {
-    [this.walk, this.graph, this.state, this.centre, this.span] = [walk, graph, state, centre, span];
-    [this.spread, this.known] = [spread, known];
+    this.walk = walk;
+    this.graph = graph;
+    this.state = state;
+    this.centre = centre;
+    this.span = span;
+    this.spread = spread;
+    this.known = known;
     const { h, w } = state;
     // In coding order, as what follows.
     this.x = new Uint8Array(3 * h * w);
@@ -266,7 +271,11 @@ class Level {
   /** @param {Walk} walk @param {number} depth @param {Grid<Uint8Array>} x @param {number} rows
    *  @param {number} columns */
   constructor(walk, depth, x, rows, columns) {
-    [this.walk, this.name, this.x, this.rows, this.columns] = [walk, `levels.${depth}`, x, rows, columns];
+    this.walk = walk;
+    this.name = `levels.${depth}`;
+    this.x = x;
+    this.rows = rows;
+    this.columns = columns;
     const [{ data, h, w }, size] = [x, x.data.length];
     /** In quarters. */
     this.mean = localMean(new Grid(Int32Array.from(data), h, w)).data.map((v) => rint(v / 4));

@@ -21,7 +21,9 @@ export class Lossy {
   constructor(weights) {
     this.weights = weights;
     const { latent, hyper_latent, bits = 4, blocks } = weights.config;
-    [this.latent, this.hyperLatent, this.bits] = [latent, hyper_latent, bits];
+    this.latent = latent;
+    this.hyperLatent = hyper_latent;
+    this.bits = bits;
     /** How many latents around a tile g_s sees. */
     this.margin = blocks[1] + Math.ceil(blocks[0] / 2);
     this.kernel = KERNELS[0];
