@@ -18,21 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, TINY_FINER, TINY_LOSSLESS, cli, picture
-from PIL import Image
+from conftest import TINY, TINY_FINER, TINY_LOSSLESS, cli
 
 import vaecodec
-from bitstream import (
-    CorruptError,
-    LimitError,
-    Section,
-    TruncatedError,
-    VaeError,
-    VersionError,
-    pack,
-    read_header,
-    unpack,
-)
+from bitstream import CorruptError, LimitError, TruncatedError, VaeError, VersionError, read_header, unpack
 from vaecodec import Codec
 from vaecodec.weights import read
 
@@ -199,3 +188,56 @@ def test_page(page: Path) -> None:
         assert kept.identity == identity and not kept.part("encoder")
         assert Codec("cpu", original).lossy if original != TINY_LOSSLESS else True
     assert POLICY in (page / "index.html").read_text()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """The page, under the policy that its HTML states, which workers only obey as a header."""
+
+    def __init__(self, folder: Path) -> None:
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"}
+
+            def end_headers(self) -> None:
+                self.send_header("Content-Security-Policy", POLICY)
+                super().end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def site(page: Path) -> Iterator[str]:
+    server = Server(page)
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+class TestChromium:
+    pytestmark = in_chromium
+
+    def decoded(self, tmp_path: Path, site: str, jobs: list[str], **others: object) -> list[dict[str, Any]]:
+        given = {"url": site, "jobs": jobs} | others
+        return [
+            json.loads(line)
+            for line in node("chromium.mjs", MODULES, CHROMIUM, tmp_path / "profile", given=given).splitlines()
+        ]
+
+    def test_golden_files(self, tmp_path: Path, page: Path, site: str) -> None:
+        files = [path for path in GOLDEN if path.stem != "lossless-moving"]
+        for path in files:
+            (page / f"{path.parent.name}-{path.name}").write_bytes(path.read_bytes())
+        *answers, end = self.decoded(tmp_path, site, [f"{path.parent.name}-{path.name}" for path in files])
+        assert [answer.get("hash", answer) for answer in answers] == [hash_of(path) for path in files]
+        assert end["complaints"] == []
+
+    def test_damage_is_told(self, tmp_path: Path, page: Path, site: str) -> None:
+        data = bytearray((HERE / "golden" / "0.2" / "lossy-tiles.vae").read_bytes())
+        data[-9] ^= 1
+        (page / "damaged.vae").write_bytes(data)
+        answer, end = self.decoded(tmp_path, site, ["damaged.vae"], source="damaged.vae")
+        assert answer["kind"] == "corrupt" and "checksum" in answer["message"]
+        assert end["says"].startswith("corrupt: ")
