@@ -2,6 +2,7 @@
 
 import { Coder, Tables, UNIFORM, sums } from "./ans.js";
 import { VaeError, crc32, require } from "./container.js";
+import { isFitted, middle, popFitted } from "./fitted.js";
 
 /** @typedef {Uint8Array | Uint16Array} Samples row by row, pixel by pixel */
 
@@ -171,18 +172,18 @@ class Memory {
 /** A group of planes. @param {Coder} coder @param {number} height @param {number} width @param {number} count
  *  @param {number} limit @returns {Uint16Array[]} */
 function popGroup(coder, height, width, count, limit) {
-  /** @type {Uint16Array[]} */
-  const planes = [];
+  /** @type {import("./fitted.js").Known[]} */
+  const known = [];
   const sizes = new Uint8Array(height * width); // classes of the ranks of the plane before
   for (let number = 0; number < count; number++) {
-    const plane = new Uint16Array(height * width);
+    const [plane, errors] = [new Uint16Array(height * width), new Int32Array(height * width)];
     const [kind, first] = [coder.fixed(2), coder.fixed(16)];
-    require(kind < 3 && !(kind === 1 && !number) && first < limit, "a plane begins with what it cannot");
+    require(!(kind === 1 && !number) && first < limit, "a plane begins with what it cannot");
     plane[0] = first;
     const stated = coder.entries(NUMBERS, new Uint8Array(CONTEXTS));
-    const chosen = new Uint16Array(CONTEXTS);
-    for (let i = 0, last = 0; i < CONTEXTS; i++) chosen[i] = last = stated[i] ? stated[i] - 1 : last;
-    const guide = kind === 1 ? planes[0] : null;
+    let last = 0;
+    const chosen = Uint16Array.from(stated, (t) => (last = t ? t - 1 : last));
+    const guide = kind % 2 && number ? known[0].plane : null;
     const memory = kind === 2 ? new Memory(limit, first) : null;
     for (let s = 2 ** bitLength(Math.max(height, width) - 1) / 2; s >= 1; s /= 2) {
       const [rows, columns] = [Math.ceil(height / s), Math.ceil(width / s)];
@@ -190,33 +191,38 @@ function popGroup(coder, height, width, count, limit) {
       PHASES.forEach(([top, left, twelve], phase) => {
         const [high, wide] = [(rows + 1 - top) >> 1, (columns + 1 - left) >> 1];
         if (high < 1 || wide < 1) return;
-        const offsets = rows === 1 || columns === 1 ? Array.from(twelve, (_, i) => twelve[i % 2]) : twelve;
+        const offsets = rows === 1 || columns === 1 ? twelve.map((_, i) => twelve[i % 2]) : twelve;
         const size = high * wide;
-        const at = new Uint32Array(size);
-        for (let i = 0, n = 0; i < high; i++) {
-          for (let j = 0; j < wide; j++) at[n++] = down[2 * i + top + 3] + right[2 * j + left + 3];
-        }
-        /** @param {number} n of a sample @param {number[]} offset */
-        const near = (n, [dy, dx]) => {
+        /** Where the neighbours of a sample are, and after them itself. @param {number} n @param {number[]} places
+         *  @param {number} most neighbours */
+        const locate = (n, places, most) => {
           const j = n % wide;
-          return down[2 * ((n - j) / wide) + top + dy + 3] + right[2 * j + left + dx + 3];
+          const [y, x] = [2 * ((n - j) / wide) + top + 3, 2 * j + left + 3];
+          for (let k = 0; k < most; k++) places[k] = down[y + offsets[k][0]] + right[x + offsets[k][1]];
+          places[most] = down[y] + right[x];
         };
+        /** @type {number[]} */
+        const places = [];
+        if (kind === 3 && isFitted(rows, columns)) {
+          popFitted(coder, size, (n) => (locate(n, places, 12), places), { plane, errors }, known, limit);
+          return;
+        }
         let ranks, values;
         if (memory) {
           const around = new Uint16Array(12 * size);
-          for (let n = 0; n < size; n++) for (let k = 0; k < 12; k++) around[12 * n + k] = plane[near(n, offsets[k])];
+          for (let n = 0; n < size; n++) {
+            locate(n, places, 12);
+            for (let k = 0; k < 12; k++) around[12 * n + k] = plane[places[k]];
+          }
           ({ ranks, values } = memory.pop(coder, chosen, phase, around));
         } else {
           const [numbers, predictions] = [new Uint16Array(size), new Int32Array(size)];
           for (let n = 0; n < size; n++) {
-            const p = near(n, offsets[0]), q = near(n, offsets[1]), r = near(n, offsets[2]), t = near(n, offsets[3]);
-            let a = plane[p], b = plane[q], c = plane[r], d = plane[t], base = 0;
-            if (guide) (a -= guide[p]), (b -= guide[q]), (c -= guide[r]), (d -= guide[t]), (base = guide[at[n]]);
-            const low = Math.min(a, b), high = Math.max(a, b), low2 = Math.min(c, d), high2 = Math.max(c, d);
-            const one = Math.max(low, low2), two = Math.min(high, high2);
-            const spread = Math.max(high, high2) - Math.min(low, low2) + Math.abs(one - two);
-            predictions[n] = Math.min(Math.max(((one + two + 1) >> 1) + base, 0), limit - 1);
-            numbers[n] = chosen[27 * bitLength(spread) + 3 * sizes[at[n]] + phase];
+            locate(n, places, 4);
+            const { sum, spread } = middle(plane, guide, places);
+            const prediction = ((sum + 1) >> 1) + (guide ? guide[places[4]] : 0);
+            predictions[n] = Math.min(Math.max(prediction, 0), limit - 1);
+            numbers[n] = chosen[27 * bitLength(spread) + 3 * sizes[places[4]] + phase];
           }
           ranks = popRanks(coder, numbers, limit);
           values = ranks.map((rank, n) => {
@@ -225,14 +231,16 @@ function popGroup(coder, height, width, count, limit) {
           });
         }
         for (let n = 0; n < size; n++) {
-          plane[at[n]] = values[n];
-          sizes[at[n]] = (bitLength(ranks[n]) + 1) >> 1;
+          locate(n, places, 0);
+          plane[places[0]] = values[n];
+          errors[places[0]] = 8 * ((ranks[n] + 1) >> 1);
+          sizes[places[0]] = (bitLength(ranks[n]) + 1) >> 1;
         }
       });
     }
-    planes.push(plane);
+    known.push({ plane, errors });
   }
-  return planes;
+  return known.map(({ plane }) => plane);
 }
 
 /** @param {number} depth @param {number} count @returns {Samples} */
