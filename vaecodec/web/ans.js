@@ -1,11 +1,12 @@
 /** ANS words, probability tables and arrays of integers. FORMAT.md specifies them. */
 
-import { VaeError, require } from "./container.js";
+import { VaeError, require, varint } from "./container.js";
 
 const WORD = 2 ** 32;
 const TOTAL = 2 ** 24;
 const BUCKETS = 1024;
 const BUCKET_BITS = 14; // of a slot, below its bucket
+const STRETCH = 128; // entries of a lane, before the next one's follow
 
 /** Probability tables. Of table t: lows[t] is its smallest value, left(t) the sums of the counts before each entry and,
  *  at the end, 2^24. */
@@ -61,49 +62,109 @@ const PREFIX = new Tables([0], false, () =>
 export const MANY = 4096;
 
 /** A stack of words and a state of 64 bits, in two halves. */
-export class Coder {
+class Lane {
   /** @param {Uint8Array} data */
   constructor(data) {
-    require(data.length % 4 === 0, "the length of a tile is no multiple of 4");
     this.words = new Uint32Array(data.slice().buffer);
     this.top = this.words.length;
-    require(!this.top || this.words[this.top - 1], "a tile's last word is zero");
+    require(!this.top || this.words[this.top - 1], "the last word of a lane is zero");
     this.high = this.top > 1 ? this.words[--this.top] : 0;
     this.low = this.top ? this.words[--this.top] : 0;
   }
 
+  /** Pops entries of one table. @param {Int32Array} entries @param {Uint32Array} order places in it
+   *  @param {number} start @param {number} stop in the order @param {{left: Uint32Array, first: Uint16Array}} table */
+  pop(entries, order, start, stop, { left, first }) {
+    let { high, low, top } = this;
+    for (let k = start; k < stop; k++) {
+      const slot = low & 0xffffff;
+      let i = first[slot >>> BUCKET_BITS];
+      while (left[i + 1] <= slot) i++;
+      entries[order[k]] = i;
+      // count * (state >> 24) + slot - left, exactly: no number here reaches 2^53.
+      const count = left[i + 1] - left[i];
+      const upper = count * (high >>> 16);
+      const lower = count * (((high & 0xffff) << 8) | (low >>> 24)) + slot - left[i] + (upper % 256) * TOTAL;
+      low = lower >>> 0;
+      high = Math.floor(upper / 256) + Math.floor(lower / WORD);
+      if (high === 0 && top > 0) {
+        high = low;
+        low = this.words[--top];
+      }
+    }
+    this.high = high;
+    this.low = low;
+    this.top = top;
+  }
+
+  /** @param {number} count @param {number} left */
+  push(count, left) {
+    if (Math.floor(this.high / 256) >= count) {
+      if (this.top === this.words.length) {
+        const grown = new Uint32Array(2 * this.top + 64);
+        grown.set(this.words);
+        this.words = grown;
+      }
+      this.words[this.top++] = this.low;
+      this.low = this.high;
+      this.high = 0;
+    }
+    // A division of 64 bits, 16 at a time; the quotient is below 2^40.
+    let quotient = Math.floor(this.high / count);
+    let rest = this.high % count;
+    for (const part of [this.low >>> 16, this.low & 0xffff]) {
+      const number = rest * 65536 + part;
+      quotient = quotient * 65536 + Math.floor(number / count);
+      rest = number % count;
+    }
+    this.high = Math.floor(quotient / 256);
+    this.low = (quotient % 256) * TOTAL + rest + left;
+  }
+}
+
+/** The words of a tile, in one lane or several. */
+export class Coder {
+  /** @param {import("./types").Tile} tile */
+  constructor({ data, lanes }) {
+    const sizes = [];
+    let at = 0;
+    for (let i = 0; i < lanes && lanes > 1; i++) {
+      const [words, after] = varint(data, at, "corrupt");
+      sizes.push(4 * words);
+      at = after;
+    }
+    if (lanes === 1) sizes.push(data.length);
+    const end = sizes.reduce((sum, size) => sum + size, at);
+    require(end === data.length && (end - at) % 4 === 0, "the words of a tile have a wrong length");
+    this.lanes = sizes.map((size) => new Lane(data.subarray(at, (at += size))));
+  }
+
   get empty() {
-    return !(this.top || this.high || this.low);
+    return this.lanes.every(({ top, high, low }) => !(top || high || low));
+  }
+
+  /** Which lane entries are in: calls f with a lane and a stretch of them.
+   *  @param {number} start @param {number} stop @param {(lane: Lane, start: number, stop: number) => void} f */
+  each(start, stop, f) {
+    const { lanes } = this;
+    if (lanes.length === 1) f(lanes[0], start, stop);
+    else {
+      for (let end; start < stop; start = end) {
+        end = Math.min(stop, start - (start % STRETCH) + STRETCH);
+        f(lanes[Math.floor(start / STRETCH) % lanes.length], start, end);
+      }
+    }
   }
 
   /** The entries of an array. They are popped in the order of their tables' ids. @param {Tables} tables
    *  @param {ArrayLike<number>} ids @returns {Int32Array} */
   entries(tables, ids) {
-    const count = ids.length;
-    const entries = new Int32Array(count);
-    const words = this.words;
-    let { high, low, top } = this;
+    const entries = new Int32Array(ids.length);
     const { order, groups } = grouped(ids);
-    for (const [id, start, stop] of groups) {
-      const { left, first } = tables.table(id);
-      for (let k = start; k < stop; k++) {
-        const slot = low & 0xffffff;
-        let i = first[slot >>> BUCKET_BITS];
-        while (left[i + 1] <= slot) i++;
-        entries[order[k]] = i;
-        // count * (state >> 24) + slot - left, exactly: no number here reaches 2^53.
-        const c = left[i + 1] - left[i];
-        const upper = c * (high >>> 16);
-        const lower = c * (((high & 0xffff) << 8) | (low >>> 24)) + slot - left[i] + (upper % 256) * TOTAL;
-        low = lower >>> 0;
-        high = Math.floor(upper / 256) + Math.floor(lower / WORD);
-        if (high === 0 && top > 0) {
-          high = low;
-          low = words[--top];
-        }
-      }
+    for (const [id, first, last] of groups) {
+      const table = tables.table(id);
+      this.each(first, last, (lane, start, stop) => lane.pop(entries, order, start, stop, table));
     }
-    Object.assign(this, { high, low, top });
     return entries;
   }
 
@@ -147,39 +208,14 @@ export class Coder {
   /** Pushes an array under tables without escape. @param {Tables} tables @param {ArrayLike<number>} ids
    *  @param {ArrayLike<number>} values */
   push(tables, ids, values) {
-    const { order, groups } = grouped(ids);
-    for (const [id, start, stop] of groups.reverse()) {
+    const { order } = grouped(ids);
+    for (let k = order.length - 1; k >= 0; k--) {
+      const id = ids[order[k]];
       const { left } = tables.table(id);
-      for (let k = stop - 1; k >= start; k--) {
-        const i = values[order[k]] - tables.lows[id];
-        require(i >= 0 && i < left.length - 1, "a tile fails its checksum");
-        this._push(left[i + 1] - left[i], left[i]);
-      }
+      const i = values[order[k]] - tables.lows[id];
+      require(i >= 0 && i < left.length - 1, "a tile fails its checksum");
+      this.each(k, k + 1, (lane) => lane.push(left[i + 1] - left[i], left[i]));
     }
-  }
-
-  /** @param {number} count @param {number} left */
-  _push(count, left) {
-    if (Math.floor(this.high / 256) >= count) {
-      if (this.top === this.words.length) {
-        const grown = new Uint32Array(2 * this.top + 64);
-        grown.set(this.words);
-        this.words = grown;
-      }
-      this.words[this.top++] = this.low;
-      this.low = this.high;
-      this.high = 0;
-    }
-    // A division of 64 bits, 16 at a time; the quotient is below 2^40.
-    let quotient = Math.floor(this.high / count);
-    let rest = this.high % count;
-    for (const part of [this.low >>> 16, this.low & 0xffff]) {
-      const number = rest * 65536 + part;
-      quotient = quotient * 65536 + Math.floor(number / count);
-      rest = number % count;
-    }
-    this.high = Math.floor(quotient / 256);
-    this.low = (quotient % 256) * TOTAL + rest + left;
   }
 }
 

@@ -1,5 +1,7 @@
 /** The `.vae` file as bytes: header, sections, tiles. FORMAT.md specifies it. */
 
+/** @import { Container, Header, Limits, Tile } from "./types" */
+
 /** What is wrong with a file. kind: "corrupt", "truncated", "version", "limit", or "weights" where they are missing. */
 export class VaeError extends Error {
   /** @param {string} kind @param {string} message */
@@ -15,19 +17,6 @@ export function require(condition, message, kind = "corrupt") {
   if (!condition) throw new VaeError(kind, message);
 }
 
-/**
- * @typedef {object} Header kind: 1 lossy, 2 lossless, 3 PCA; channels: of the picture; coded: of its tiles, two fewer
- * where colours are equal; model: of the weights, hexadecimal.
- * @property {number} minor @property {number} kind @property {number} mode @property {number} depth
- * @property {number} colour @property {number} quality @property {number} tile @property {number} width
- * @property {number} height @property {string} model @property {number} channels @property {number} coded
- *
- * @typedef {{method: number, crc: number, data: Uint8Array}} Tile
- * @typedef {{header: Header, sections: Map<string, Uint8Array>, tiles: Tile[]}} Container
- * @typedef {{maxPixels: number, maxSide: number, maxTiles: number, maxMetadata: number, maxICC: number,
- *   maxSections: number}} Limits
- */
-
 /** What a reader accepts, checked before it allocates anything. @type {Limits} */
 export const LIMITS = {
   maxPixels: 178_956_970,
@@ -39,10 +28,10 @@ export const LIMITS = {
 };
 
 const MAGIC = [0x8b, 0x56, 0x41, 0x45, 0x0d, 0x0a, 0x1a, 0x0a];
-const MINOR = 2;
+const MINOR = 3;
 const CHANNELS = [0, 1, 2, 3, 4, 1, 3, 4]; // by mode
+const CRITICAL = new Set(["TILE", "PART"]);
 const KNOWN = new Set(["EXIF", "ICCP", "XMP ", "IPTC", "PNG "]);
-const TILE_MAX = 2048;
 
 const CRC = new Uint32Array(256).map((_, i) => {
   for (let bit = 0; bit < 8; bit++) i = i & 1 ? (i >>> 1) ^ 0xedb88320 : i >>> 1;
@@ -59,7 +48,7 @@ export function crc32(data, before = 0) {
 
 /** @param {Uint8Array} data @param {number} at @param {string} end what it is if the data end first
  *  @returns {[number, number]} the number, beyond 2^53 only nearly, and the place after it */
-function varint(data, at, end) {
+export function varint(data, at, end) {
   let value = 0;
   for (let i = 0; i < 10; i++) {
     require(at + i < data.length, "the file ends within a number", end);
@@ -94,8 +83,7 @@ export function readHeader(data) {
   return { minor, kind, mode, depth, colour, quality, tile, width, height, model, channels, coded: channels - 2 * colour };
 }
 
-/** A whole file; tiles are views into it, and not decoded. @param {Uint8Array} data @param {Limits} [limits]
- *  @returns {Container} */
+/** A whole file, not decoded. @param {Uint8Array} data @param {Limits} [limits] @returns {Container} */
 export function readContainer(data, limits = LIMITS) {
   const header = readHeader(data);
   const { width, height, tile } = header;
@@ -104,56 +92,89 @@ export function readContainer(data, limits = LIMITS) {
   require(small, `a picture of ${width} x ${height} pixels exceeds the limits`, "limit");
   /** @type {Map<string, Uint8Array>} */
   const sections = new Map();
-  const v = view(data);
   let at = 46;
-  let directory = data;
-  for (let tag = ""; tag !== "TILE"; ) {
+  /** @type {Uint8Array | undefined} */
+  let parts;
+  for (;;) {
     const start = at;
     require(data.length >= at + 5, "the file ends within a section", "truncated");
-    tag = String.fromCharCode(...data.subarray(at, at + 4));
-    const flags = data[at + 4];
+    const tag = String.fromCharCode(...data.subarray(at, at + 4));
+    const [flags, isTile] = [data[at + 4], tag === "TILE"];
     const [length, body] = varint(data, at + 5, "truncated");
-    const limit = tag === "TILE" ? Infinity : tag === "ICCP" ? limits.maxICC : limits.maxMetadata;
+    const limit = isTile ? Infinity : tag === "ICCP" ? limits.maxICC : limits.maxMetadata;
     require(length <= limit, `section ${tag} of ${length} bytes exceeds the limit`, "limit");
     at = body + length + 4;
     require(data.length >= at, "the file ends within a section", "truncated");
-    require(tag !== "TILE" || (length >= 6 * count && length <= 15 * count), "the tile directory has a wrong length");
-    const sound = crc32(data.subarray(start, at - 4)) === v.getUint32(at - 4, true);
-    require(sound, `section ${tag} fails its checksum`);
+    require(!isTile || (length >= 6 * count && length <= 15 * count), "the tile directory has a wrong length");
+    const crc = view(data).getUint32(at - 4, true);
+    require(crc32(data.subarray(start, at - 4)) === crc, `section ${tag} fails its checksum`);
     require(flags < 2, "a section has unknown flags", "version");
-    require(tag !== "TILE" || flags, "the tile directory is not marked as critical");
+    require(flags || !CRITICAL.has(tag), `section ${tag} is not marked as critical`);
     require(/^[\x20-\x7e]{4}$/.test(tag), "a section's tag is not ASCII");
-    if (tag === "TILE") {
-      directory = data.subarray(body, at - 4);
-      break;
+    require(isTile || !parts, "the index of parts does not stand before the tile directory");
+    const payload = data.subarray(body, at - 4);
+    if (isTile) return { header, sections, tiles: readTiles(data, at, payload, parts, count) };
+    if (tag === "PART") {
+      parts = payload;
+      continue;
     }
     require(!flags || KNOWN.has(tag), `unknown critical section ${tag}`, "version");
     require(!sections.has(tag), `section ${tag} occurs twice`);
-    sections.set(tag, data.subarray(body, at - 4));
+    sections.set(tag, payload);
     require(sections.size <= limits.maxSections, "too many sections", "limit");
   }
-  /** @type {Tile[]} */
-  const tiles = [];
-  let place = 0;
-  for (let i = 0; i < count; i++) {
-    require(place < directory.length, "the tile directory is too short");
-    const [length, after] = varint(directory, place + 1, "corrupt");
-    require(directory.length >= after + 4, "the tile directory is too short");
-    require(data.length >= at + length, "the file ends within the tiles", "truncated");
-    tiles.push({ method: directory[place], crc: view(directory).getUint32(after, true), data: data.subarray(at, at + length) });
-    at += length;
-    place = after + 4;
-  }
-  require(place === directory.length && at === data.length, "bytes follow the last tile");
-  checkColours(header);
-  return { header, sections, tiles };
 }
 
-/** @param {Header} header */
-function checkColours(header) {
-  const { kind, mode, colour, channels, tile } = header;
-  require(colour < 2 && (kind < 3 || !colour), "unknown colour transform", "version");
-  require(!colour || channels > 2, "equal colours in a picture without colours");
-  require(kind < 3 || mode === 1 || mode === 3, "a mode that files of kind PCA do not have", "version");
-  require(tile <= TILE_MAX, "tiles are too large");
+/** @param {Uint8Array} data @param {number} at where the tiles begin @param {Uint8Array} directory
+ *  @param {Uint8Array | undefined} index of parts @param {number} count @returns {Tile[]} */
+function readTiles(data, at, directory, index, count) {
+  let [place, end, next] = [0, at, 0];
+  const entries = Array.from({ length: count }, () => {
+    require(place < directory.length, "the tile directory is too short");
+    const code = directory[place];
+    require(code >> 4 <= 8, `a tile has 2^${code >> 4} lanes`, "version");
+    const [length, after] = varint(directory, place + 1, "corrupt");
+    place = after + 4;
+    require(directory.length >= place, "the tile directory is too short");
+    end += length;
+    const crc = view(directory).getUint32(after, true);
+    return { method: code & 15, lanes: 1 << (code >> 4), crc, length, words: /** @type {number[]} */ ([]) };
+  });
+  require(place === directory.length, "the tile directory is too long");
+  require(end <= data.length, "the file ends within the tiles", "truncated");
+  require(end === data.length, "bytes follow the last tile");
+  const number = () => {
+    const [value, after] = varint(index ?? data, next, "corrupt");
+    next = after;
+    return value;
+  };
+  for (const { words, length } of index ? entries : []) {
+    const cuts = number();
+    require(cuts < 64, "a tile has too many parts");
+    for (let k = 0; k < cuts; k++) words.push(number());
+    const sound = length % 4 === 0 && 4 * words.reduce((sum, n) => sum + n, 0) <= length;
+    require(!cuts || sound, "the parts of a tile are longer than the tile");
+  }
+  require(!index || (next === index.length && entries.some(({ words }) => words.length)), "the index of parts is wrong");
+  require(entries.every(({ lanes, words }) => lanes === 1 || !words.length), "a tile of several lanes in parts");
+  /** @type {Uint8Array[][]} */
+  const pieces = entries.map(() => []);
+  const most = entries.reduce((most, { words }) => Math.max(most, words.length), 0);
+  for (let part = 0; part <= most; part++) {
+    entries.forEach(({ words, length }, i) => {
+      if (part > words.length) return;
+      const before = pieces[i].reduce((sum, piece) => sum + piece.length, 0);
+      const size = part < words.length ? 4 * words[part] : length - before;
+      pieces[i].push(data.subarray(at, at + size));
+      at += size;
+    });
+  }
+  return entries.map(({ method, lanes, crc, length, words }, i) => {
+    if (!words.length) return { method, lanes, crc, data: pieces[i][0], inParts: false };
+    // The last word comes first.
+    const whole = new Uint8Array(length);
+    let to = length;
+    for (const piece of pieces[i]) for (let k = 0; k < piece.length; k += 4) whole.set(piece.subarray(k, k + 4), (to -= 4));
+    return { method, lanes, crc, data: whole, inParts: true };
+  });
 }

@@ -10,6 +10,7 @@ import { popExact, samplesOf } from "./plain.js";
 import { Weights } from "./weights.js";
 
 const PATCH = 16;
+const TILE_MAX = 2048;
 
 /** Some rows and columns, of pixels or of latents. */
 class Box {
@@ -87,6 +88,9 @@ export class Decoder {
     const wanted = region ? new Box(region.y, region.x, region.height, region.width) : whole;
     require(wanted.area && wanted.and(whole).area === wanted.area, "the region is not inside the picture", "region");
     require(kind < 3, "this page does not show files of kind PCA", "version");
+    require(colour < 2, "unknown colour transform", "version");
+    require(!colour || channels > 2, "equal colours in a picture without colours");
+    require(side <= TILE_MAX, "the tiles are too large");
     const places = tiles.map((tile, i) => {
       const across = Math.ceil(width / side);
       return { tile, place: new Box(Math.floor(i / across) * side, (i % across) * side, side, side).and(whole) };

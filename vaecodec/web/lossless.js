@@ -32,7 +32,7 @@ const OFFSETS = new Tables([-4], false, () =>
  *  @param {number} w @param {number} channels */
 export async function popLossless(weights, tile, h, w, channels) {
   require(tile.method < 2, `unknown tile method ${tile.method}`, "version");
-  const [coder, colours] = [new Coder(tile.data), channels > 2 ? 3 : 1];
+  const [coder, colours] = [new Coder(tile), channels > 2 ? 3 : 1];
   const walk = { weights, coder, colours };
   const { levels } = weights.config;
   let x = await coarsest(walk, Math.ceil(h / 2 ** levels), Math.ceil(w / 2 ** levels), tile.method === 1);

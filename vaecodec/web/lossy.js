@@ -81,12 +81,12 @@ export class Lossy {
   async pop(tile, { quality, coded, depth }, h, w, height, width) {
     require(tile.method === 0, `unknown tile method ${tile.method}`, "version");
     const { weights, latent, bits } = this;
-    const [coder, tables] = [new Coder(tile.data), weights.tables("tables")];
+    const [coder, tables] = [new Coder(tile), weights.tables("tables")];
     let crc = 0;
     /** @param {Int32Array} ids */
     const pop = (ids) => {
       const values = coder.values(tables, ids, true);
-      for (let i = 0; i < values.length; i++) require(Math.abs(values[i]) <= SYMBOL_MAX, "a latent is out of range");
+      require(values.every((v) => Math.abs(v) <= SYMBOL_MAX), "a latent is out of range");
       crc = crc32(values, crc);
       return values;
     };
@@ -100,7 +100,7 @@ export class Lossy {
     const y_hat = new Grid(new Int32Array(latent * h * w), h, w);
     for (let step = 0; step < 4; step++) {
       const { mean, index } = await weights.run(`context.${step}`, { features, y_hat }, quality);
-      const values = pop(index.data);
+      const values = tile.inParts ? inParts(index.data, pop) : pop(index.data);
       for (let c = 0, n = 0; c < latent / 4; c++) {
         for (let i = 0; i < h; i++) {
           for (let j = 0; j < w; j++, n++) {
@@ -115,4 +115,18 @@ export class Lossy {
     require(coder.empty && crc === tile.crc, "a tile fails its checksum");
     return { stream: this.stream(y_hat, quality), alpha };
   }
+}
+
+/** An array of a tile with parts, which is four: those with the largest scales first. @param {Int32Array} ids
+ *  @param {(ids: Int32Array) => Int32Array} pop */
+function inParts(ids, pop) {
+  const count = ids.length;
+  const order = range(count).sort((a, b) => ids[b] - ids[a] || a - b);
+  const values = new Int32Array(count);
+  let start = 0;
+  for (const part of [64, 16, 4, 1]) {
+    const places = order.subarray(start, (start = Math.floor(count / part)));
+    pop(places.map((i) => ids[i])).forEach((v, n) => (values[places[n]] = v));
+  }
+  return values;
 }

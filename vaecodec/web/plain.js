@@ -4,7 +4,7 @@ import { Coder, Tables, UNIFORM, sums } from "./ans.js";
 import { VaeError, crc32, require } from "./container.js";
 import { isFitted, middle, popFitted } from "./fitted.js";
 
-/** @typedef {Uint8Array | Uint16Array} Samples row by row, pixel by pixel */
+/** @import { Samples } from "./types" */
 
 const NUMBERS = new Tables([0], false, () => sums([16515136, ...new Array(312).fill(840)]));
 const CONTEXTS = 513;
@@ -269,16 +269,16 @@ export function popPlain(coder, height, width, channels, depth) {
   return samples;
 }
 
-/** The samples of a tile of method 2 or 3. @param {import("./container.js").Tile} tile @param {number} height
+/** The samples of a tile of method 2 or 3. @param {import("./types").Tile} tile @param {number} height
  *  @param {number} width @param {number} channels @param {number} depth @returns {Samples} */
 export function popExact(tile, height, width, channels, depth) {
   let samples;
   if (tile.method === 3) {
     samples = samplesOf(depth, height * width * channels);
-    require(samples.byteLength === tile.data.length, "a raw tile has a wrong length");
+    require(tile.lanes === 1 && samples.byteLength === tile.data.length, "a raw tile has a wrong length");
     new Uint8Array(samples.buffer).set(tile.data);
   } else if (tile.method === 2) {
-    const coder = new Coder(tile.data);
+    const coder = new Coder(tile);
     samples = popPlain(coder, height, width, channels, depth);
     require(coder.empty, "a tile does not end where it should");
   } else {

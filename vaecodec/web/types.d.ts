@@ -12,7 +12,8 @@ export interface Header {
   minor: number; kind: number; mode: number; depth: number; colour: number; quality: number; tile: number;
   width: number; height: number; model: string; channels: number; coded: number;
 }
-export interface Tile { method: number; crc: number; data: Uint8Array }
+/** lanes: of its words. inParts: in a progressive file. */
+export interface Tile { method: number; lanes: number; crc: number; data: Uint8Array; inParts: boolean }
 export interface Container { header: Header; sections: Map<string, Uint8Array>; tiles: Tile[] }
 export interface Limits {
   maxPixels: number; maxSide: number; maxTiles: number; maxMetadata: number; maxICC: number; maxSections: number;
