@@ -1,9 +1,9 @@
 /** Decodes `.vae` files: tile by tile, or as a whole. */
 
-/** @import { Container, Header, Limits, Part, Region, Runtime, Samples, Tile } from "./types" */
+/** @import { Container, Header, Part, Region, Runtime, Samples, Tile } from "./types" */
 
 import { Grid, clamp, range } from "./arrays.js";
-import { readContainer, require } from "./container.js";
+import { require } from "./container.js";
 import { popLossless } from "./lossless.js";
 import { Lossy } from "./lossy.js";
 import { popExact, samplesOf } from "./plain.js";
@@ -185,6 +185,3 @@ class Latents {
     return samples;
   }
 }
-
-/** A file's bytes, checked. @param {Uint8Array} data @param {Limits} [limits] */
-export const open = (data, limits) => readContainer(data, limits);

@@ -50,10 +50,17 @@ export function decode(data, { region, onFile, onPart, onSamples } = {}) {
 
 /** A picture, or a region of it. @param {Uint8Array} data @param {Region} [region] @returns {Promise<ImageData>} */
 export async function toImageData(data, region) {
-  const canvas = document.createElement("canvas");
-  const { colorSpace } = await draw(data, canvas, { region });
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  return context.getImageData(0, 0, canvas.width, canvas.height, { colorSpace });
+  /** @type {Shown[]} */
+  const parts = [];
+  const { shown, colorSpace } = await decode(data, { region, onPart: (part) => parts.push(part) });
+  const whole = new ImageData(shown.width, shown.height, { colorSpace });
+  for (const { x, y, width, height, rgba } of parts) {
+    for (let i = 0; i < height; i++) {
+      const row = rgba.subarray(4 * i * width, 4 * (i + 1) * width);
+      whole.data.set(row, 4 * ((y - shown.y + i) * shown.width + x - shown.x));
+    }
+  }
+  return whole;
 }
 
 /** Draws a file on a canvas, each part when it is decoded. @param {Uint8Array} data @param {HTMLCanvasElement} canvas

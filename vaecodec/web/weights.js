@@ -116,11 +116,6 @@ export class Weights {
     const outputs = Object.entries(await session.run(feeds));
     return Object.fromEntries(outputs.map(([name, { data, dims }]) => [name, new Grid(data, dims[2], dims[3])]));
   }
-
-  async release() {
-    for (const session of this.sessions.values()) await (await session).release();
-    this.sessions.clear();
-  }
 }
 
 /** Fixed integers [channels, h, w] in -spread to spread, for self-tests. @param {number} channels @param {number} h
