@@ -31,7 +31,7 @@ const MAGIC = [0x8b, 0x56, 0x41, 0x45, 0x0d, 0x0a, 0x1a, 0x0a];
 const MINOR = 3;
 const CHANNELS = [0, 1, 2, 3, 4, 1, 3, 4]; // by mode
 const CRITICAL = new Set(["TILE", "PART"]);
-const KNOWN = new Set(["EXIF", "ICCP", "XMP ", "IPTC", "PNG "]);
+const KNOWN = new Set(["EXIF", "ICCP", "XMP ", "IPTC", "PNG ", "GAIN"]);
 
 const CRC = new Uint32Array(256).map((_, i) => {
   for (let bit = 0; bit < 8; bit++) i = i & 1 ? (i >>> 1) ^ 0xedb88320 : i >>> 1;
