@@ -1,12 +1,13 @@
 /** Tiles of lossless files under the networks. FORMAT.md specifies them; numbers are in the integer steps that the graphs
  *  take and give: activations in 1/32, last layers in 1/256, means of pixels in 1/8, of latents in 1/64. */
 
-/** @import { Grids, Tile } from "./types" */
+/** @import { Grids, Tile, Walk } from "./types" */
 
-import { Coder, Tables, sums } from "./ans.js";
+import { Coder } from "./ans.js";
 import { Grid, clamp, range, rint } from "./arrays.js";
 import { crc32, require } from "./container.js";
 import { popPlain } from "./plain.js";
+import { Passes, popMoved, popUnder } from "./refine.js";
 import { Weights } from "./weights.js";
 
 const ORDER = [1, 0, 2]; // green, red, blue
@@ -19,14 +20,12 @@ const PHASES = [
 ];
 const STRIPE = 4096; // pixels that are computed together
 const SCALES = 40;
-const OFTEN = 64;
 const INVERSES = [
   1829, 1554, 1320, 1122, 954, 810, 689, 585, 497, 423, 359, 305, 259, 220, 187, 159, 135, 115, 98, 83, 71, 60, 51, 43,
   37, 31, 27, 23, 19, 16, 14, 12, 10, 8, 7, 6, 5, 4, 4, 3,
 ];
 const LOGARITHMS = range(4096, (n) => rint(32 * Math.log2(1 + n / 8)));
-const OFFSETS = new Tables([-4], false, () =>
-  sums([...range(9, (i) => (i === 4 ? 2 ** 23 + 2 ** 19 : 2 ** (22 - Math.abs(i - 4))))]));
+
 
 /** The samples [h, w, channels] of a tile. @param {Weights} weights @param {Tile} tile @param {number} h
  *  @param {number} w @param {number} channels */
@@ -50,7 +49,6 @@ export async function popLossless(weights, tile, h, w, channels) {
   return samples;
 }
 
-/** @typedef {{weights: Weights, coder: Coder, colours: number}} Walk one tile on its way */
 
 /** The coarsest picture, by bits-back. @param {Walk} walk @param {number} rows @param {number} columns
  *  @param {boolean} rounded @returns {Promise<Grid<Uint8Array>>} */
@@ -103,30 +101,6 @@ function top(weights, area) {
   );
 }
 
-/** Samples under means in eighths, scales and shapes. @param {Walk} walk @param {Int32Array} mean
- *  @param {Int32Array} scale @param {Int32Array} shape */
-function popSamples({ weights, coder }, mean, scale, shape) {
-  const groups = weights.config.groups ?? 0;
-  const moved = range(SCALES);
-  if (groups) {
-    const groupOf = (/** @type {number} */ i) => Math.floor((i * groups) / SCALES);
-    const counts = new Uint32Array(groups);
-    for (let i = 0; i < scale.length; i++) counts[groupOf(scale[i])]++;
-    const often = [...counts.keys()].filter((group) => counts[group] >= OFTEN);
-    const offsets = coder.values(OFFSETS, new Uint8Array(often.length));
-    moved.forEach((i) => {
-      const n = often.indexOf(groupOf(i));
-      if (n >= 0) moved[i] = clamp(i + offsets[n], 0, SCALES - 1);
-    });
-  }
-  const ids = mean.map((m, i) => (moved[scale[i]] * 3 + shape[i]) * 8 + (m & 7));
-  return coder.values(weights.tables("pixels"), ids, true).map((v, i) => {
-    const sample = v + (mean[i] >> 3);
-    require(sample === (sample & 255), "a tile fails its checksum");
-    return sample;
-  });
-}
-
 /** A state [width, h, w], some rows at a time, so that what lies between two layers stays in the caches. */
 class Stripes {
   /** @param {number} h @param {number} w */
@@ -164,11 +138,13 @@ class Stripes {
 }
 
 /** The colours of a phase, one after the other. centre: where means start, in halves; span: the mean's change, in
- *  2048ths, for an output's 256th; spread: an activation; known: the known phases, with two samples more around. */
+ *  2048ths, for an output's 256th; spread: an activation; known: the known phases, with two samples more around;
+ *  passes: of the level, where it has any. */
 class Phase {
   /** @param {Walk} walk @param {string} graph @param {Stripes} state @param {Grid<any>} centre
-   *  @param {number} span @param {Grid<Float32Array>} [spread] @param {Grid<Uint8Array>} [known] */
-  constructor(walk, graph, state, centre, span, spread, known) {
+   *  @param {number} span @param {Grid<Float32Array>} [spread] @param {Grid<Uint8Array>} [known]
+   *  @param {Passes} [passes] */
+  constructor(walk, graph, state, centre, span, spread, known, passes) {
     this.walk = walk;
     this.graph = graph;
     this.state = state;
@@ -176,6 +152,7 @@ class Phase {
     this.span = span;
     this.spread = spread;
     this.known = known;
+    this.passes = passes;
     const { h, w } = state;
     // In coding order, as what follows.
     this.x = new Uint8Array(3 * h * w);
@@ -198,7 +175,7 @@ class Phase {
       if (k < this.walk.colours) {
         const inside = prediction.box(0, 0, rows, columns);
         const [mean, scale, shape] = [0, 1, 2].map((p) => inside.part(p, p + 1).data);
-        plane.put(new Grid(popSamples(this.walk, mean, scale, shape), rows, columns), 0, 0);
+        plane.put(new Grid(this.pop(k, mean, scale, shape, rows, columns), rows, columns), 0, 0);
       } else {
         plane.data.set(x.subarray(0, h * w));
       }
@@ -206,6 +183,15 @@ class Phase {
       this.see(k, prediction.data);
     }
     return picture;
+  }
+
+  /** @param {number} k @param {Int32Array} mean @param {Int32Array} scale @param {Int32Array} shape
+   *  @param {number} h @param {number} w */
+  pop(k, mean, scale, shape, h, w) {
+    const { walk, passes } = this;
+    if (passes) return passes.pop(walk, this.graph.slice(-1), k, { mean, scale, shape, h, w });
+    const moved = popMoved(walk, scale);
+    return popUnder(walk, mean, scale.map((i) => moved[i]), shape);
   }
 
   /** @param {number} k @param {number} top @param {number} rows @param {number} index
@@ -273,6 +259,7 @@ class Level {
   constructor(walk, depth, x, rows, columns) {
     this.walk = walk;
     this.name = `levels.${depth}`;
+    this.depth = depth;
     this.x = x;
     this.rows = rows;
     this.columns = columns;
@@ -301,11 +288,13 @@ class Level {
     const fine = new Grid(new Uint8Array(3 * rows * columns), rows, columns);
     place(fine, x, 0, 0);
     const known = [x.box(-2, -2, h + 4, w + 4)];
+    const level = weights.config.levels - this.depth;
+    const passes = level <= (weights.config.refined ?? 0) ? new Passes(level, x) : undefined;
     for (const [letter, row, column, four] of PHASES) {
       const { centre, spread } = nearest(known, four);
       const all = new Uint8Array(known.length * known[0].data.length);
       known.forEach(({ data }, i) => all.set(data, i * data.length));
-      const phase = new Phase(walk, `${name}.${letter}`, state, centre, 64, spread, new Grid(all, h + 4, w + 4));
+      const phase = new Phase(walk, `${name}.${letter}`, state, centre, 64, spread, new Grid(all, h + 4, w + 4), passes);
       const picture = await phase.run(x, (rows + 1 - row) >> 1, (columns + 1 - column) >> 1);
       place(fine, picture, row, column);
       if (`${name}.${letter}.update` in graphs) {

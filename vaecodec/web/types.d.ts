@@ -1,6 +1,8 @@
 /** Types that several modules share. Arrays are flat. */
 
+import type { Coder } from "./ans.js";
 import type { Grid } from "./arrays.js";
+import type { Weights } from "./weights.js";
 
 export type Numbers = Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Float32Array;
 /** Row by row, pixel by pixel. */
@@ -23,6 +25,9 @@ export interface Limits {
 export interface Region { x: number; y: number; width: number; height: number }
 /** samples: [height, width, channels]. */
 export interface Part extends Region { samples: Samples }
+
+/** A lossless tile on its way. */
+export interface Walk { weights: Weights; coder: Coder; colours: number }
 
 export type Grids = Record<string, Grid<any>>;
 
