@@ -7,6 +7,8 @@ from dataclasses import dataclass
 UNIT = 1 / 32
 """Grid of hidden activations; they lie in 0..HIDDEN_MAX * UNIT."""
 HIDDEN_MAX = 511
+BYTE_UNIT, BYTE_MAX = 1 / 16, 255
+"""The same where they are bytes."""
 OUT_UNIT = 1 / 256
 """Grid of what the last layers give."""
 OUT_MAX = 64 * 256
@@ -52,3 +54,8 @@ class Config:
     vae_blocks: int = 2
     latents: tuple[int, ...] = (16, 16, 16)  # channels of z_1, z_2, z_3
     groups: int = 0  # of scale indices, each of which a tile moves to where its own residuals want it
+    activation_bits: int = 16  # of the levels: 8, and between their layers are bytes, which integer kernels multiply
+
+    @property
+    def in_bytes(self) -> bool:
+        return self.activation_bits == 8
