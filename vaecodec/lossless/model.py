@@ -65,7 +65,7 @@ class Level(nn.Module):
 
     def __init__(self, c: Config, blocks: int, features_in: int, features_out: int) -> None:
         super().__init__()
-        self.in_bytes = c.in_bytes
+        self.in_bytes, self.takes = c.in_bytes, features_in
         updated = PHASES if features_out else PHASES[:-1]
         if c.in_bytes:
             self.entry = byte_conv(features_in, c.width, 3, (9, OF_COARSE))
