@@ -152,7 +152,8 @@ class ExactConv(Conv):
     """A convolution of integers, see above. Inputs and outputs are floating-point multiples of their units.
 
     ``in_unit``, ``out_unit``: powers of two; ``in_max``: largest magnitude of each input channel in units of
-    ``in_unit`` (of both one number, or one for each channel). ``low``, ``high``: the outputs' limits in units of ``out_unit``.
+    ``in_unit`` (of both one number, or one for each channel). ``low``, ``high``: the outputs' limits in units of
+    ``out_unit``.
     ``weight_max``: largest integer weight; up to 127 they are kept in 8 bits.
     ``calibrated``: each channel has a unit of its own, in buffers ``in_units`` [in] and ``out_units`` [out] that
     training sets.

@@ -149,11 +149,9 @@ class ByteHead(Head):
     in_bytes = True
 
     def build_hidden(self, c: Config, channels: int, known: int) -> None:
-        spread = (3 * (known > 0), OF_BYTE)
+        spread, given = (3 * (known > 0), OF_BYTE), ((1, OF_COARSE), (1, OF_SIGNS), (1, OF_BYTE))
         self.given = nn.ModuleList()
-        self.hidden = nn.ModuleList(
-            byte_conv(channels, c.hidden, 1, spread, *((1, OF_COARSE), (1, OF_SIGNS), (1, OF_BYTE)) * k) for k in range(3)
-        )
+        self.hidden = nn.ModuleList(byte_conv(channels, c.hidden, 1, spread, *given * k) for k in range(3))
 
     def enter(self, h: Tensor, spread: Tensor | None, colour: int | None = None) -> list[Tensor]:
         inputs = h if spread is None else joined(h, byte(spread))

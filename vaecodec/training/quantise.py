@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..exact import ACCUMULATOR_LIMIT, WEIGHT_MAX, WEIGHT_MAX_8, ExactConv
 from ..kinds import load
 from ..lossless.heads import ByteHead
-from ..lossless.layers import PHASES, Config
+from ..lossless.layers import BYTE_MAX, BYTE_UNIT, PHASES
 from ..lossless.model import Level, LosslessModel
 from ..lossless.weights import LosslessWeights, assembled
 from ..networks import nothing_drawn, tensors_in, write
@@ -122,31 +122,39 @@ def translate(old: Level, new: Level) -> None:
             put(head.out[k], taken(was.out[k])[1], taken(was.out[k])[0])
 
 
-@torch.no_grad()
 def moments_of(model: LosslessModel, layers: dict[str, ExactConv], batches: list[Tensor]) -> dict[str, Tensor]:
-    """float64 [n + 1, n + 1] for each layer: the sum of products of the bytes, and of 1, that a row of its weight is
-    multiplied by. Computed with weights of 16 bits."""
-    moments = {name: torch.zeros(layer.weight.shape[1] + 1, layer.weight.shape[1] + 1) for name, layer in layers.items()}
+    """float64 [n + 1, n + 1] for each layer: the mean of products of the bytes, and of 1, that a row of its weight is
+    multiplied by. Places count as much as the layer's outputs there do for the rate: by the square of its gradient.
+    Computed with weights of 16 bits."""
+    sizes = {name: layer.weight.shape[1] + 1 for name, layer in layers.items()}
+    moments = {name: torch.zeros(size, size) for name, size in sizes.items()}
 
     def keep(name: str) -> Any:
-        def hook(layer: ExactConv, arguments: tuple[Tensor, ...]) -> None:
-            steps = arguments[0] / layer.in_units[:, None, None]
-            columns = F.unfold(steps, layer.shape[2], padding=layer.reach).transpose(0, 1).flatten(1)
-            columns = torch.cat([columns, torch.ones(1, columns.shape[1])])
-            moments[name] += columns @ columns.T
+        def hook(layer: ExactConv, arguments: tuple[Tensor, ...], out: Tensor) -> None:
+            steps = arguments[0].detach() / layer.in_units[:, None, None]
+            inside = (out.detach() > 0) & (out.detach() < BYTE_MAX * BYTE_UNIT)
+
+            def weigh(gradient: Tensor) -> None:
+                columns = F.unfold(steps, layer.shape[2], padding=layer.reach).transpose(0, 1).flatten(1)
+                columns = torch.cat([columns, torch.ones(1, columns.shape[1])])
+                moments[name] += (columns * (gradient * inside).square().sum(1).flatten()) @ columns.T
+
+            out.register_hook(weigh)  # type: ignore[no-untyped-call]
 
         return hook
 
-    hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     model.exact(True)
     for layer in layers.values():
         layer.weight_max = WEIGHT_MAX
     for x in batches:
-        model.phases(x)
+        rate = sum(phase.bits().sum() for phases in model.phases(x.requires_grad_()) for phase in phases)
+        assert isinstance(rate, Tensor)
+        rate.backward()  # type: ignore[no-untyped-call]
     for layer, hook in zip(layers.values(), hooks, strict=True):
         layer.weight_max = WEIGHT_MAX_8
         hook.remove()
-    return {name: moment.double() for name, moment in moments.items()}
+    return {name: moment.double() / moment[-1, -1] for name, moment in moments.items()}
 
 
 def quantised(layer: ExactConv, moments: Tensor) -> dict[str, Tensor]:
@@ -154,8 +162,8 @@ def quantised(layer: ExactConv, moments: Tensor) -> dict[str, Tensor]:
     in which float32 is exact."""
     weight = layer.weight.double() * layer.by_column(layer.in_units) / layer.out_units[:, None]
     bias = layer.bias.double() / layer.out_units
-    mean = moments[-1, :-1] / moments[-1, -1]
-    spread = moments[:-1, :-1] / moments[-1, -1] - mean[:, None] * mean
+    mean = moments[-1, :-1]
+    spread = moments[:-1, :-1] - mean[:, None] * mean
     best, least = weight, torch.full((len(weight),), float("inf"), dtype=torch.float64)
     scale = torch.ones(len(weight), dtype=torch.float64)
     for part in SHRUNK:
