@@ -26,6 +26,8 @@ from .crops import Crops, load_images
 
 BATCHES, SIDE = 20, 128
 """Batches of four crops by which layers are rounded, and their side."""
+FLOOR = 0.1
+"""Part of the mean that each place counts at least."""
 DAMPING = 0.003
 """Part of an input's mean square that is added to each, so that columns can be told apart."""
 SHRUNK = (1.0, 0.8, 0.6, 0.45)
@@ -137,7 +139,8 @@ def moments_of(model: LosslessModel, layers: dict[str, ExactConv], batches: list
             def weigh(gradient: Tensor) -> None:
                 columns = F.unfold(steps, layer.shape[2], padding=layer.reach).transpose(0, 1).flatten(1)
                 columns = torch.cat([columns, torch.ones(1, columns.shape[1])])
-                moments[name] += (columns * (gradient * inside).square().sum(1).flatten()) @ columns.T
+                counts = (gradient * inside).square().sum(1).flatten()
+                moments[name] += (columns * (counts + FLOOR * counts.mean() + 1e-12)) @ columns.T
 
             out.register_hook(weigh)  # type: ignore[no-untyped-call]
 
