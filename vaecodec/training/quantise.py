@@ -163,8 +163,8 @@ def moments_of(model: LosslessModel, layers: dict[str, ExactConv], batches: list
 def quantised(layer: ExactConv, moments: Tensor) -> dict[str, Tensor]:
     """The layer's integers, as ``ExactConv.integers`` gives them. Raises ValueError where a sum could leave the range
     in which float32 is exact."""
-    weight = layer.weight.double() * layer.by_column(layer.in_units) / layer.out_units[:, None]
-    bias = layer.bias.double() / layer.out_units
+    weight = layer.weight.detach().double() * layer.by_column(layer.in_units) / layer.out_units[:, None]
+    bias = layer.bias.detach().double() / layer.out_units
     mean = moments[-1, :-1]
     spread = moments[:-1, :-1] - mean[:, None] * mean
     best, least = weight, torch.full((len(weight),), float("inf"), dtype=torch.float64)
