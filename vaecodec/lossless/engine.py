@@ -49,7 +49,7 @@ KERNELS = {
 }
 """Ways to run layers of bytes, the fastest first: how the graphs' names end, and whether x86 kernels are to be those
 that do not add pairs of products in 16 bits."""
-STRIPE = 4096
+STRIPE = 8192
 """Pixels of a phase that are computed together: what lies between two layers then stays in the caches."""
 
 
@@ -431,5 +431,5 @@ class LevelState:
         x = self._x[:, 1:-1]
         (y,) = self._networks.computed(f"{self._name}.features", {"x": x})
         rows, columns = x.shape[1:3]
-        shuffled: Array = y.reshape(rows, columns, -1, 2, 2).transpose(2, 0, 3, 1, 4)
-        return shuffled.reshape(-1, 2 * rows, 2 * columns)
+        shuffled: Array = y.reshape(rows, columns, -1, 2, 2).transpose(0, 3, 1, 4, 2)
+        return shuffled.reshape(2 * rows, 2 * columns, -1).transpose(2, 0, 1)

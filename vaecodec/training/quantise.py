@@ -101,8 +101,8 @@ def translate(old: Level, new: Level) -> None:
     pairs = [*zip(old.blocks, new.blocks, strict=True), *((old.updates[p], new.updates[p]) for p in new.updates)]
     for before, after in pairs:
         weight, bias = taken(before.conv)
-        h, difference, normal = weight.split([width, *((3, 3) if weight.shape[1] > width else (0, 0))], 1)
-        h = h.clone()
+        beside = 3 * (weight.shape[1] > width)
+        h, difference, normal = torch.split(weight.clone(), [width, beside, beside], 1)
         h[:, :, 1, 1] += identity
         put(after.conv, bias, h, *coarse(difference), *signs(normal))
     if old.up is not None:
@@ -118,7 +118,7 @@ def translate(old: Level, new: Level) -> None:
             if k:
                 given, more = taken(was.given[k - 1])
                 bias = bias + more
-                for difference, normal, logarithm in (part.split(1, 1) for part in given.split(3, 1)):
+                for difference, normal, logarithm in (part.chunk(3, 1) for part in given.chunk(k, 1)):
                     columns += [*coarse(difference), *signs(normal), logarithm]
             put(head.hidden[k], bias, *columns)
             put(head.out[k], taken(was.out[k])[1], taken(was.out[k])[0])
@@ -129,7 +129,7 @@ def moments_of(model: LosslessModel, layers: dict[str, ExactConv], batches: list
     multiplied by. Places count as much as the layer's outputs there do for the rate: by the square of its gradient.
     Computed with weights of 16 bits."""
     sizes = {name: layer.weight.shape[1] + 1 for name, layer in layers.items()}
-    moments = {name: torch.zeros(size, size) for name, size in sizes.items()}
+    moments = {name: torch.zeros(size, size, dtype=torch.float64) for name, size in sizes.items()}
 
     def keep(name: str) -> Any:
         def hook(layer: ExactConv, arguments: tuple[Tensor, ...], out: Tensor) -> None:
@@ -138,7 +138,7 @@ def moments_of(model: LosslessModel, layers: dict[str, ExactConv], batches: list
 
             def weigh(gradient: Tensor) -> None:
                 columns = F.unfold(steps, layer.shape[2], padding=layer.reach).transpose(0, 1).flatten(1)
-                columns = torch.cat([columns, torch.ones(1, columns.shape[1])])
+                columns = torch.cat([columns, torch.ones(1, columns.shape[1])]).double()
                 counts = (gradient * inside).square().sum(1).flatten()
                 moments[name] += (columns * (counts + FLOOR * counts.mean() + 1e-12)) @ columns.T
 
@@ -157,7 +157,7 @@ def moments_of(model: LosslessModel, layers: dict[str, ExactConv], batches: list
     for layer, hook in zip(layers.values(), hooks, strict=True):
         layer.weight_max = WEIGHT_MAX_8
         hook.remove()
-    return {name: moment.double() / moment[-1, -1] for name, moment in moments.items()}
+    return {name: moment / moment[-1, -1] for name, moment in moments.items()}
 
 
 def quantised(layer: ExactConv, moments: Tensor) -> dict[str, Tensor]:
