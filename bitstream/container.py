@@ -30,7 +30,7 @@ LANES = tuple(1 << k for k in range(9))
 TILE_MAX = 2048
 """It bounds the memory and the work that a tile costs before its checksum is known."""
 
-EXIF, ICC, XMP, IPTC, PNG = b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG "
+EXIF, ICC, XMP, IPTC, PNG, GAIN = b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ", b"GAIN"
 
 
 class Kind(IntEnum):
@@ -215,7 +215,7 @@ def unpack(data: BytesLike, limits: Limits = Limits(), *, partial: bool = False)
         section, start = _read_section(view, start, header, limits)
         if section.tag == _TILES:
             break
-        if section.critical and section.tag not in (EXIF, ICC, XMP, IPTC, PNG):
+        if section.critical and section.tag not in (EXIF, ICC, XMP, IPTC, PNG, GAIN):
             raise VersionError(f"unknown critical section {section.tag!r}")
         if section.tag in sections:
             raise CorruptError(f"section {section.tag!r} occurs twice")

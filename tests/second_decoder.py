@@ -79,7 +79,7 @@ def read(data: bytes) -> tuple[Header, dict[bytes, bytes], list[Tile]]:
         require(data[start + 4] <= 1, "version", "flags")
         require(tag != b"TILE" or data[start + 4] == 1, "corrupt", "directory")
         require(all(0x20 <= byte <= 0x7E for byte in tag), "corrupt", "tag")
-        known = tag in (b"TILE", b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ")
+        known = tag in (b"TILE", b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ", b"GAIN")
         require(known or data[start + 4] == 0, "version", "critical section")
         require(tag not in sections, "corrupt", "the section occurs twice")
         sections[tag] = data[body:end]

@@ -79,7 +79,7 @@ def test_fitted_pictures(bits: int) -> None:
     push_plain(stack, samples, bits)
     coder = second.Coder(stack.to_bytes())
     assert (np.array(second.pop_plain(coder, *samples.shape, bits)) == samples).all()
-    assert coder.state == 0 and not coder.stack
+    assert coder.empty
 
 
 @pytest.mark.parametrize("name", PICTURES)
