@@ -187,7 +187,8 @@ def quantised(layer: ExactConv, moments: Tensor) -> dict[str, Tensor]:
 
 def compensated(weight: Tensor, spread: Tensor) -> Tensor:
     """Integers for weights [out, n] that keep the sums of inputs with covariance [n, n]: those of much weight first."""
-    spread = spread + DAMPING * spread.diagonal().mean() * torch.eye(len(spread), dtype=spread.dtype)
+    damping = DAMPING * spread.diagonal().mean() + 1e-3  # and inputs may be constant
+    spread = spread + damping * torch.eye(len(spread), dtype=spread.dtype)
     order = spread.diagonal().argsort(descending=True)
     open_, spread = weight[:, order].clone(), spread[order][:, order]
     root = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(spread)), upper=True)
