@@ -24,10 +24,8 @@ from ..networks import nothing_drawn, tensors_in, write
 from ..weights import WeightsError, read
 from .crops import Crops, load_images
 
-BATCHES, SIDE = 20, 128
+BATCHES, SIDE = 12, 128
 """Batches of four crops by which layers are rounded, and their side."""
-FLOOR = 0.1
-"""Part of the mean that each place counts at least."""
 DAMPING = 0.003
 """Part of an input's mean square that is added to each, so that columns can be told apart."""
 SHRUNK = (1.0, 0.8, 0.6, 0.45)
@@ -126,8 +124,8 @@ def translate(old: Level, new: Level) -> None:
 
 def moments_of(model: LosslessModel, layers: dict[str, ExactConv], batches: list[Tensor]) -> dict[str, Tensor]:
     """float64 [n + 1, n + 1] for each layer: the mean of products of the bytes, and of 1, that a row of its weight is
-    multiplied by. Places count as much as the layer's outputs there do for the rate: by the square of its gradient.
-    Computed with weights of 16 bits."""
+    multiplied by. Places count by the size of the rate's gradient there: by its square, a hundredth of them would be all
+    that counts. Computed with weights of 16 bits."""
     sizes = {name: layer.weight.shape[1] + 1 for name, layer in layers.items()}
     moments = {name: torch.zeros(size, size, dtype=torch.float64) for name, size in sizes.items()}
 
@@ -139,8 +137,8 @@ def moments_of(model: LosslessModel, layers: dict[str, ExactConv], batches: list
             def weigh(gradient: Tensor) -> None:
                 columns = F.unfold(steps, layer.shape[2], padding=layer.reach).transpose(0, 1).flatten(1)
                 columns = torch.cat([columns, torch.ones(1, columns.shape[1])]).double()
-                counts = (gradient * inside).square().sum(1).flatten()
-                moments[name] += (columns * (counts + FLOOR * counts.mean() + 1e-12)) @ columns.T
+                counts = (gradient * inside).square().sum(1).sqrt().flatten() + 1e-12
+                moments[name] += (columns * counts) @ columns.T
 
             out.register_hook(weigh)  # type: ignore[no-untyped-call]
 
