@@ -124,8 +124,8 @@ def translate(old: Level, new: Level) -> None:
 
 def moments_of(model: LosslessModel, layers: dict[str, ExactConv], batches: list[Tensor]) -> dict[str, Tensor]:
     """float64 [n + 1, n + 1] for each layer: the mean of products of the bytes, and of 1, that a row of its weight is
-    multiplied by. Places count by the size of the rate's gradient there: by its square, a hundredth of them would be all
-    that counts. Computed with weights of 16 bits."""
+    multiplied by. Places count by the size of the rate's gradient there: by its square, a hundredth of them would be
+    all that counts. Computed with weights of 16 bits."""
     sizes = {name: layer.weight.shape[1] + 1 for name, layer in layers.items()}
     moments = {name: torch.zeros(size, size, dtype=torch.float64) for name, size in sizes.items()}
 
