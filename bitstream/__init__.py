@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .container import (
     BITS_BACK,
     EXIF,
+    GAIN,
     HEADER_SIZE,
     ICC,
     IPTC,
@@ -38,7 +39,7 @@ from .container import (
 from .errors import CorruptError, LimitError, TruncatedError, VaeError, VersionError
 
 if TYPE_CHECKING:
-    from .bits_back import Parts, Record, bits_back, chain
+    from .bits_back import Depths, Parts, Record, bits_back, chain
     from .coder import AnsStack, Codec, table_codec
     from .plain import pop_plain, push_plain
     from .tables import Tables, gaussian_tables, normalise
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BITS_BACK",
     "EXIF",
+    "GAIN",
     "HEADER_SIZE",
     "ICC",
     "IPTC",
@@ -63,6 +65,7 @@ __all__ = [
     "Codec",
     "Container",
     "CorruptError",
+    "Depths",
     "Header",
     "Kind",
     "LimitError",
@@ -89,7 +92,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "bitstream.bits_back": ("Parts", "Record", "bits_back", "chain"),
+    "bitstream.bits_back": ("Depths", "Parts", "Record", "bits_back", "chain"),
     "bitstream.coder": ("AnsStack", "Codec", "table_codec"),
     "bitstream.plain": ("pop_plain", "push_plain"),
     "bitstream.tables": ("Tables", "gaussian_tables", "normalise"),

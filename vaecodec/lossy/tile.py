@@ -18,6 +18,7 @@ from bitstream import (
     AnsStack,
     Codec,
     CorruptError,
+    Depths,
     Parts,
     Record,
     Tables,
@@ -29,7 +30,7 @@ from bitstream import (
 )
 
 from ..plain_tiles import Samples
-from .numbers import HYPER, STEP_ORDER, STEPS, UNIT, Config, Steps
+from .numbers import BANDS, HYPER, STEP_ORDER, STEPS, UNIT, Config, Steps
 
 SYMBOL_MAX = 2**17  # a decoded latent, in steps of 1/64 at the finest, then fits in float32's 24 bits
 RATE_WEIGHT = 0.025  # squared error, in steps of the quantiser, that the encoder takes for a bit less
@@ -124,20 +125,26 @@ class Walk:
         return left
 
 
-Choose = Callable[[Walk, int, Symbols, Any], None]
+Bands = list[NDArray[Any]]
+Choose = Callable[[Walk, int, Symbols, Bands], None]
 
 
 def parts_of(
-    networks: Networks, rows: int, columns: int, quality: int, method: int, choose: Choose | None = None
+    networks: Networks,
+    rows: int,
+    columns: int,
+    quality: int,
+    method: int,
+    progressive: bool,
+    choose: Choose | None = None,
 ) -> Generator[tuple[str, Codec[Symbols]], Symbols, Symbols]:
     """z, then the latents of each step. Returns y_hat int32 [M, rows, columns] in steps of the configuration's unit.
 
-    method: SPARSE, where latents under tables that are all but certain are not coded, or NETWORK. choose: the
-    encoder's. It is called before the symbols of a step are asked for, with their table numbers and which of them are
-    coded: what is left for them to say depends on the steps before.
+    method, progressive: see ``bands_of``. choose: the encoder's. It is called before the symbols of a step are asked
+    for, with their table numbers and bands: what is left for them to say depends on the steps before.
     """
     config, tables = networks.config, networks.tables
-    certain, likeliest = networks.put(tables.certain), networks.put(tables.likeliest)
+    likeliest = networks.put(tables.likeliest)
     shape = (config.hyper_latent, -(-rows // HYPER), -(-columns // HYPER))
     z_mean, z_ids = (np.broadcast_to(x[:, None, None], shape).astype(np.int32) for x in networks.prior(quality))
     z = checked((yield "z", table_codec(tables, networks.put(z_ids.ravel())))).reshape(shape)
@@ -146,13 +153,27 @@ def parts_of(
     for step in range(STEPS):
         walk.mean, index = networks.context(step, features, walk.y_hat, quality)
         ids = index.ravel()
-        coded = ~certain[ids] if method == SPARSE else slice(None)
+        bands = bands_of(networks, ids, method, progressive)
         if choose is not None:
-            choose(walk, step, ids, coded)
+            choose(walk, step, ids, bands)
         symbols = likeliest[ids]
-        symbols[coded] = yield f"y_{step + 1}", table_codec(tables, ids[coded])
+        for band in bands:
+            symbols[band] = yield f"y_{step + 1}", table_codec(tables, ids[band])
         walk.take((checked(symbols).reshape(index.shape) << config.bits) + walk.mean, step)
     return walk.y_hat
+
+
+def bands_of(networks: Networks, ids: Symbols, method: int, progressive: bool) -> Bands:
+    """Which latents of a step are coded together, from their table numbers [N]: all of method NETWORK; of SPARSE but
+    those under tables that are all but certain. In progressive files those with the largest scales come first. They say
+    by far the most for their bits."""
+    certain = networks.tables.certain if method == SPARSE else np.zeros(len(networks.tables.sizes), np.bool_)
+    if not progressive:
+        return [~networks.put(certain)[ids]]
+    numbers = networks.get(ids)
+    coded = np.flatnonzero(~certain[numbers])
+    order = coded[np.argsort(-numbers[coded], kind="stable")]
+    return [*np.split(order, [order.size // part for part in BANDS])]
 
 
 def checked(symbols: Symbols) -> Symbols:
@@ -170,29 +191,33 @@ def push_tile(
     depth: int,
     lanes: int | None = None,
     method: int = SPARSE,
+    progressive: bool = False,
 ) -> tuple[Tile, Symbols]:
     """Quantise and code latents [M, h, w], in steps of the quantiser, and alpha [H, W, 1 or 0] of ``depth`` bits.
-    What the decoder needs first is pushed last. lanes: see ``AnsStack``. method: see
-    ``parts_of``. Gives the tile and y_hat, as ``parts_of``."""
+    What the decoder needs first is pushed last. lanes: see ``AnsStack``. method: see ``bands_of``. progressive: in one
+    lane, and with parts. Gives the tile and y_hat, as ``parts_of``."""
     rows, columns = y.shape[1:]
     padded = np.pad(y, ((0, 0), (0, -rows % HYPER), (0, -columns % HYPER)), "edge")
     z_mean = (networks.prior(quality)[0][:, None, None] * UNIT).astype(np.float32)
     z = np.rint(networks.hyper_analyse(padded, quality) - z_mean).clip(-SYMBOL_MAX, SYMBOL_MAX)
     chosen, y_hat, here = [networks.put(z.astype(np.int32).ravel())], list[Symbols](), networks.put(y)
 
-    def choose(walk: Walk, step: int, ids: Symbols, coded: Any) -> None:
-        residual = walk.left(here, step).ravel()[coded]
-        chosen.append(networks.quantised(residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids[coded]))
+    def choose(walk: Walk, step: int, ids: Symbols, bands: Bands) -> None:
+        residual = walk.left(here, step).ravel()
+        for band in bands:
+            chosen.append(networks.quantised(residual[band].clip(-SYMBOL_MAX, SYMBOL_MAX), ids[band]))
 
     def parts() -> Parts:
-        y_hat.append((yield from parts_of(networks, rows, columns, quality, method, choose)))
+        y_hat.append((yield from parts_of(networks, rows, columns, quality, method, progressive, choose)))
 
-    stack = networks.stack(lanes=lanes)
+    stack = networks.stack(lanes=1 if progressive else lanes)
     if alpha.size:
         push_plain(stack, alpha, depth)
-    chain(parts).push(stack, chosen)  # the list grows as its parts are asked for
+    depths = Depths(stack) if progressive else None
+    chain(parts, depths).push(stack, chosen)  # the list grows as its parts are asked for
+    cuts = depths.parts() if depths else ()
     crc = checksum([*map(networks.get, chosen), alpha])
-    return Tile(method, crc, stack.to_bytes(), stack.lanes), networks.get(y_hat[0])
+    return Tile(method, crc, stack.to_bytes(), stack.lanes, cuts), networks.get(y_hat[0])
 
 
 def pop_tile(
@@ -205,13 +230,18 @@ def pop_tile(
     depth: int,
     record: Record | None = None,
 ) -> tuple[Symbols, Samples]:
-    """y_hat, as ``parts_of``, and alpha of the shape given: [H, W, 1 or 0]. Raises CorruptError."""
+    """y_hat, as ``parts_of``, and alpha of the shape given: [H, W, 1 or 0]. Raises CorruptError.
+
+    Of a tile that is cut off, latents that are missing are their means, alpha is opaque, and no checksum is compared.
+    """
     stack, y_hat = networks.stack(tile.words, tile.lanes), list[Symbols]()
 
     def parts() -> Parts:
-        y_hat.append((yield from parts_of(networks, rows, columns, quality, tile.method)))
+        y_hat.append((yield from parts_of(networks, rows, columns, quality, tile.method, bool(tile.parts))))
 
-    values, before = chain(parts, record).pop(stack), stack.bits()
+    values, before = chain(parts, record, tile.held).pop(stack), stack.bits()
+    if tile.held is not None:
+        return networks.get(y_hat[0]), np.full(shape, 2**depth - 1, np.uint16)
     alpha: Samples = pop_plain(stack, shape, depth) if shape[2] else np.empty(shape, np.uint16)
     if record and shape[2]:
         record("alpha", before - stack.bits())
