@@ -251,9 +251,9 @@ def pop_tile(
 
 
 def quantised(tables: Tables, residual: Floats, ids: Symbols) -> Symbols:
-    """Integers [N] for what is left of latents [N], in steps: rounded, or one nearer to 0 where that saves
+    """Integers [N] for what is left of N latents, in steps: rounded, or one nearer to 0 where that saves
     more bits than its squared error is worth."""
-    values = residual.astype(np.float64)
+    values = residual.ravel().astype(np.float64)
     symbols = np.rint(values)
     some = np.flatnonzero(symbols)
     value, near = values[some], symbols[some]

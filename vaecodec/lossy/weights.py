@@ -80,7 +80,7 @@ class LossyWeights(OnDevice):
             return quantised(self.tables, residual, ids)
         from ..device_coder import bits
 
-        values = residual.double()
+        values = residual.ravel().double()
         near = values.round()
         lower = near - near.sign()
         saved = bits(self.tables, ids, near.long()) - bits(self.tables, ids, lower.long())
