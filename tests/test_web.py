@@ -38,6 +38,7 @@ from bitstream import (
     unpack,
 )
 from vaecodec import Codec
+from vaecodec.kinds import packaged
 from vaecodec.training.export import add_graphs
 from vaecodec.weights import read
 
@@ -311,11 +312,13 @@ def page(tmp_path_factory: pytest.TempPathFactory, bytewise: Path) -> Path:
         runtime.mkdir()
         for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
             (runtime / name).write_bytes(b"")
-    options = [part for path in (TINY, TINY_FINER, TINY_LOSSLESS, bytewise) for part in ("--weights", path)]
+    options = [part for path in (TINY, TINY_FINER, TINY_LOSSLESS, TINY, bytewise) for part in ("--weights", path)]
     result = cli("page", folder / "page", "--runtime", runtime, *options)
     assert result.exit_code == 0, result.output
     again = cli("page", folder / "page", "--runtime", runtime)
     assert again.exit_code == 1 and "--overwrite" in again.stderr
+    linear = cli("page", folder / "other", "--runtime", runtime, "--weights", packaged("linear"))
+    assert linear.exit_code == 4 and "linear" in linear.stderr
     return folder / "page"
 
 
