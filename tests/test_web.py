@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, TINY_FINER, TINY_LOSSLESS, cli, picture
+from conftest import TINY, TINY_FINER, TINY_LOSSLESS, cli, in_bytes, picture
 from PIL import Image, ImageCms, ImageOps
 
 import vaecodec
@@ -38,6 +39,7 @@ from bitstream import (
     unpack,
 )
 from vaecodec import Codec
+from vaecodec.training.export import add_graphs
 from vaecodec.weights import read
 
 sys.path.append(str(Path(__file__).parent / "fuzz"))
@@ -82,7 +84,16 @@ def decoded(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+@functools.cache
+def weights_in_bytes() -> Path:
+    path = in_bytes(Path(tempfile.mkdtemp()) / "bytes.safetensors")
+    add_graphs(path)
+    return path
+
+
 def weights_of(path: Path) -> Path:
+    if path.stem == "lossless-bytes":
+        return weights_in_bytes()
     if path.stem.startswith("lossless"):
         return TINY_LOSSLESS
     return TINY_FINER if path.stem == "lossy-finer" else TINY

@@ -1,5 +1,5 @@
 /** Tiles of lossless files under the networks. FORMAT.md specifies them; numbers are in the integer steps that the graphs
- *  take and give: activations in 1/32, last layers in 1/256, means of pixels in 1/8, of latents in 1/64. */
+ *  take and give: activations in 1/32, or of bytes in 1/16, last layers in 1/256, means of pixels in 1/8, of latents in 1/64. */
 
 /** @import { Grids, Tile, Walk } from "./types" */
 
@@ -69,7 +69,9 @@ async function coarsest(walk, rows, columns, rounded) {
   const { h: state, linear } = found[0].after;
   const { h } = await weights.run("last", { above: state });
   const centre = linear.box(0, 0, rows, columns);
-  const phase = new Phase(walk, "likelihood", Stripes.of(h.box(0, 0, rows, columns)), centre, 512);
+  const inside = new State(rows, columns, h.channels + beside(weights.config), false);
+  inside.place(0, h.box(0, 0, rows, columns).data);
+  const phase = new Phase(walk, "likelihood", inside, h.channels, centre, 512);
   phase.centre.data = centre.data.map((/** @type {number} */ v) => v + 256);
   const x = await phase.run(new Grid(new Uint8Array(3 * rows * columns), rows, columns), rows, columns);
   if (rounded) return x;
@@ -101,21 +103,60 @@ function top(weights, area) {
   );
 }
 
-/** A state [width, h, w], some rows at a time, so that what lies between two layers stays in the caches. */
-class Stripes {
-  /** @param {number} h @param {number} w */
-  constructor(h, w) {
+/** Channels beside a state, see vaecodec/lossless/numbers.py. @param {Record<string, any>} config */
+const beside = ({ width, activation_bits: bits }) => (bits === 8 ? sixteens(width + 15) - width : 9);
+
+/** @param {number} channels */
+const sixteens = (channels) => 16 * Math.ceil(channels / 16);
+
+/** What layers see, [h + 2, w, channels], a row of zeros above and below, and taken some rows at a time, so that what
+ *  lies between two layers stays in the caches. */
+class State {
+  /** @param {number} h @param {number} w @param {number} channels @param {boolean} bytes or float32 */
+  constructor(h, w, channels, bytes) {
     this.h = h;
     this.w = w;
-    /** @type {Grid<Float32Array>[]} */
-    this.parts = [];
+    this.channels = channels;
+    this.bytes = bytes;
+    this.data = new (bytes ? Uint8Array : Float32Array)((h + 2) * w * channels);
   }
 
-  /** @param {Grid<Float32Array>} whole */
-  static of(whole) {
-    const stripes = new Stripes(whole.h, whole.w);
-    stripes.each((top, rows) => stripes.parts.push(whole.rows(top, rows)));
-    return stripes;
+  /** Put planes [count, h, w] into the channels from one on. @param {number} channel @param {ArrayLike<number>} planes
+   *  @returns {number} where the next begins */
+  place(channel, planes) {
+    const { data, w, channels, h } = this;
+    const [area, count] = [h * w, planes.length / (h * w)];
+    for (let c = 0, n = 0; c < count; c++) {
+      for (let i = 0, at = w * channels + channel + c; i < area; i++, at += channels) data[at] = planes[n++];
+    }
+    return channel + count;
+  }
+
+  /** Numbers in steps of 1/32, or of their halves, rounded down, what is above and below 0, and what is left.
+   *  @param {number} channel @param {Int32Array} x */
+  coarse(channel, x) {
+    const limited = x.map((v) => clamp(v, -512, 512));
+    if (!this.bytes) return this.place(channel, limited);
+    return this.sides(channel, limited.map((v) => v >> 1), limited.map((v) => v & 1));
+  }
+
+  /** Or what is above and below 0. @param {number} channel @param {Int32Array} x @param {Int32Array} [left] */
+  sides(channel, x, left) {
+    if (!this.bytes) return this.place(channel, x);
+    const after = this.place(this.place(channel, x.map((v) => clamp(v, 0, 255))), x.map((v) => clamp(-v, 0, 255)));
+    return left ? this.place(after, left) : after;
+  }
+
+  /** Logarithms of numbers in eighths. @param {number} channel @param {Int32Array} x */
+  logarithms(channel, x) {
+    return this.place(channel, x.map((v) => Math.min(LOGARITHMS[Math.abs(v)], this.bytes ? 255 : 512)));
+  }
+
+  /** Some rows, and more above and below, as a graph takes them. @param {number} top @param {number} rows
+   *  @param {number} more @returns {Grid<any>} */
+  rows(top, rows, more) {
+    const row = this.w * this.channels;
+    return new Grid(this.data.subarray((top + 1 - more) * row, (top + 1 + rows + more) * row), this.w, this.channels);
   }
 
   /** @param {(top: number, rows: number, index: number) => unknown} f */
@@ -126,39 +167,30 @@ class Stripes {
       if (done instanceof Promise) await done;
     }
   }
-
-  /** A stripe with the row above and the row below it. @param {number} i */
-  around(i) {
-    const { [i - 1]: above, [i]: part, [i + 1]: below } = this.parts;
-    const whole = part.rows(0, part.h, 1);
-    if (above) whole.put(above.rows(above.h - 1, 1), 0, 0);
-    if (below) whole.put(below.rows(0, 1), part.h + 1, 0);
-    return whole;
-  }
 }
 
 /** The colours of a phase, one after the other. centre: where means start, in halves; span: the mean's change, in
- *  2048ths, for an output's 256th; spread: an activation; known: the known phases, with two samples more around;
- *  passes: of the level, where it has any. */
+ *  2048ths, for an output's 256th; spread: in eighths; known: the known phases, with two samples more around; passes: of
+ *  the level, where it has any. */
 class Phase {
-  /** @param {Walk} walk @param {string} graph @param {Stripes} state @param {Grid<any>} centre
-   *  @param {number} span @param {Grid<Float32Array>} [spread] @param {Grid<Uint8Array>} [known]
-   *  @param {Passes} [passes] */
-  constructor(walk, graph, state, centre, span, spread, known, passes) {
+  /** @param {Walk} walk @param {string} graph @param {State} state @param {number} width @param {Grid<any>} centre
+   *  @param {number} span @param {Int32Array} [spread] @param {Grid<Uint8Array>} [known] @param {Passes} [passes] */
+  constructor(walk, graph, state, width, centre, span, spread, known, passes) {
     this.walk = walk;
     this.graph = graph;
     this.state = state;
     this.centre = centre;
     this.span = span;
-    this.spread = spread;
     this.known = known;
     this.passes = passes;
     const { h, w } = state;
     // In coding order, as what follows.
     this.x = new Uint8Array(3 * h * w);
     this.residuals = new Int32Array(3 * h * w);
-    this.normal = new Float32Array(3 * h * w);
-    this.given = new Grid(new Float32Array(6 * h * w), h, w);
+    this.normal = new Int32Array(3 * h * w);
+    /** Where what is given of earlier colours ends. */
+    this.given = width + 3;
+    if (spread) state.logarithms(width, spread);
     /** @type {Float32Array[]} */
     this.linear = [];
   }
@@ -197,12 +229,10 @@ class Phase {
   /** @param {number} k @param {number} top @param {number} rows @param {number} index
    *  @param {Int32Array} prediction mean, scale and shape [3, h, w] */
   async predict(k, top, rows, index, prediction) {
-    const { centre: { data: centre }, span, residuals, state: { h, w, parts } } = this;
+    const { centre: { data: centre }, span, residuals, state, state: { h, w } } = this;
     /** @type {Grids} */
-    const inputs = { h: parts[index] };
-    if (this.spread) inputs.spread = this.spread.rows(top, rows);
-    if (k) inputs.given = this.given.part(0, 3 * k).rows(top, rows);
-    else if (this.known) inputs.known = this.known.rows(top, rows + 4);
+    const inputs = { x: state.rows(top, rows, 0) };
+    if (!k && this.known) inputs.known = this.known.rows(top, rows + 4);
     const { out, linear } = await this.walk.weights.run(`${this.graph}.${k}`, inputs);
     if (linear) this.linear[index] = linear.data;
     const [o, own, size, area] = [out.data, this.linear[index], rows * w, h * w];
@@ -225,17 +255,17 @@ class Phase {
 
   /** @param {number} k @param {Int32Array} prediction */
   see(k, prediction) {
-    const { h, w } = this.state;
-    const [area, given] = [h * w, this.given.data.subarray(3 * k * h * w)];
+    const { state, state: { h, w }, residuals, normal } = this;
+    const area = h * w;
     for (let i = 0, n = k * area; i < area; i++, n++) {
-      const residual = 8 * this.x[n] - prediction[i];
-      this.residuals[n] = residual;
-      this.normal[n] = clamp(rint((residual * INVERSES[prediction[area + i]]) / 64), -256, 256);
-      if (k === 2) continue;
-      given[i] = clamp(rint(residual / 2), -512, 512);
-      given[area + i] = this.normal[n];
-      given[2 * area + i] = LOGARITHMS[Math.abs(residual)];
+      residuals[n] = 8 * this.x[n] - prediction[i];
+      normal[n] = clamp(rint((residuals[n] * INVERSES[prediction[area + i]]) / 64), -256, 256);
     }
+    if (k === 2) return;
+    const [own, end] = [residuals.subarray(k * area, (k + 1) * area), (k + 1) * area];
+    this.given = state.coarse(this.given, own.map((v) => rint(v / 2)));
+    this.given = state.sides(this.given, normal.subarray(k * area, end));
+    this.given = state.logarithms(this.given, own);
   }
 }
 
@@ -267,62 +297,69 @@ class Level {
     /** In quarters. */
     this.mean = localMean(new Grid(Int32Array.from(data), h, w)).data.map((v) => rint(v / 4));
     const smooth = localMean(new Grid(this.mean, h, w)).data;
-    this.bands = new Grid(new Float32Array(3 * size), h, w);
+    this.bands = new Int32Array(3 * size);
     this.mean.forEach((m, i) => {
       const bands = [4 * data[i] - m, m - 512, 2 * (m - rint(smooth[i] / 16))];
-      bands.forEach((band, b) => (this.bands.data[b * size + i] = clamp(band, -512, 512)));
+      bands.forEach((band, b) => (this.bands[b * size + i] = band));
     });
   }
 
-  /** @param {Grid<Float32Array>} [coarser] features of the level before
-   *  @returns {Promise<{x: Grid<Uint8Array>, features: Grid<Float32Array> | undefined}>} */
+  /** @param {Grid<any>} [coarser] features of the level before
+   *  @returns {Promise<{x: Grid<Uint8Array>, features: Grid<any> | undefined}>} */
   async run(coarser) {
     const { walk, name, rows, columns, x, x: { h, w } } = this;
-    const { weights, weights: { graphs } } = walk;
-    let state = new Stripes(h, w);
-    await state.each(async (top, count) => {
-      const inputs = { bands: this.bands.rows(top, count, 1), ...(coarser && { features: coarser.rows(top, count, 1) }) };
-      state.parts.push((await weights.run(`${name}.entry`, inputs)).state);
-    });
-    for (let k = 0; `${name}.blocks.${k}` in graphs; k++) state = await this.layer(state, `${name}.blocks.${k}`);
+    const { weights, weights: { config, graphs } } = walk;
+    const [bytes, more, { width }] = [config.activation_bits === 8, beside(config), config];
+    const entered = coarser?.channels ?? 0;
+    let state = new State(h, w, bytes ? sixteens(entered + 27) : 9 + entered, bytes);
+    const after = coarser && bytes ? state.place(0, coarser.data) : 0;
+    const next = state.coarse(after, this.bands);
+    if (coarser && !bytes) state.place(next, coarser.data);
+    const layers = ["entry"];
+    for (let k = 0; `${name}.blocks.${k}` in graphs; k++) layers.push(`blocks.${k}`);
+    for (const layer of layers) state = await this.layer(state, layer, layer === layers.at(-1) ? more : 0);
     const fine = new Grid(new Uint8Array(3 * rows * columns), rows, columns);
     place(fine, x, 0, 0);
     const known = [x.box(-2, -2, h + 4, w + 4)];
     const level = weights.config.levels - this.depth;
-    const passes = level <= (weights.config.refined ?? 0) ? new Passes(level, x) : undefined;
+    const passes = level <= (config.refined ?? 0) ? new Passes(level, x) : undefined;
     for (const [letter, row, column, four] of PHASES) {
       const { centre, spread } = nearest(known, four);
       const all = new Uint8Array(known.length * known[0].data.length);
       known.forEach(({ data }, i) => all.set(data, i * data.length));
-      const phase = new Phase(walk, `${name}.${letter}`, state, centre, 64, spread, new Grid(all, h + 4, w + 4), passes);
+      const around = new Grid(all, h + 4, w + 4);
+      const phase = new Phase(walk, `${name}.${letter}`, state, width, centre, 64, spread, around, passes);
       const picture = await phase.run(x, (rows + 1 - row) >> 1, (columns + 1 - column) >> 1);
       place(fine, picture, row, column);
-      if (`${name}.${letter}.update` in graphs) {
-        const more = new Float32Array(6 * h * w);
-        this.mean.forEach((m, i) => (more[i] = clamp(4 * picture.data[i] - m, -512, 512)));
-        more.set(phase.normal, 3 * h * w);
-        state = await this.layer(state, `${name}.${letter}.update`, new Grid(more, h, w));
+      if (`${name}.updates.${letter}` in graphs) {
+        const difference = Int32Array.from(picture.data, (v, i) => 4 * v - this.mean[i]);
+        state.sides(state.coarse(width, difference), phase.normal);
+        state = await this.layer(state, `updates.${letter}`, letter === "C" ? 0 : more);
       }
       known.push(picture.box(-2, -2, h + 4, w + 4));
     }
     if (!(`${name}.features` in graphs)) return { x: fine, features: undefined };
-    /** @type {Grid<Float32Array> | undefined} */
-    let whole;
-    await state.each(async (top, _, i) => {
-      const { features: part } = await weights.run(`${name}.features`, { h: state.parts[i] });
-      whole ??= new Grid(new Float32Array(part.channels * 4 * h * w), 2 * h, 2 * w);
-      whole.put(part, 2 * top, 0);
-    });
-    return { x: fine, features: whole?.box(0, 0, rows, columns) };
+    const { y } = await walk.weights.run(`${name}.features`, { x: state.rows(0, h, 0) });
+    const features = new Grid(y.data.slice(), 2 * h, 2 * w);
+    for (let i = 0, n = 0; i < h * w; i++) {
+      const at = 4 * i - 2 * (i % w); // of the upper left of four
+      for (let c = 0; c < features.channels; c++) {
+        for (const place of [0, 1, 2 * w, 2 * w + 1]) features.data[c * 4 * h * w + at + place] = y.data[n++];
+      }
+    }
+    return { x: fine, features: features.box(0, 0, rows, columns) };
   }
 
-  /** A residual layer. more: what it sees beside the state. @param {Stripes} state @param {string} graph
-   *  @param {Grid<Float32Array>} [more] */
+  /** A 3x3 layer, to a state with room for more channels. @param {State} state @param {string} graph
+   *  @param {number} more */
   async layer(state, graph, more) {
-    const after = new Stripes(state.h, state.w);
-    await state.each(async (top, rows, i) => {
-      const inputs = { h: state.parts[i], around: state.around(i), ...(more && { more: more.rows(top, rows, 1) }) };
-      after.parts.push((await this.walk.weights.run(graph, inputs)).state);
+    const { walk: { weights, weights: { config: { width } } }, name } = this;
+    const after = new State(state.h, state.w, width + more, state.bytes);
+    await state.each(async (top, rows) => {
+      const { data } = (await weights.run(`${name}.${graph}`, { x: state.rows(top, rows, 1) })).y;
+      for (let i = 0, at = (top + 1) * state.w * after.channels; i < data.length; i += width, at += after.channels) {
+        after.data.set(data.subarray(i, i + width), at);
+      }
     });
     return after;
   }
@@ -334,7 +371,7 @@ function nearest(known, four) {
   const [{ h, w }, size] = [known[0], known[0].h * known[0].w];
   const [rows, columns] = [h - 4, w - 4];
   const centre = new Int32Array(3 * rows * columns);
-  const spread = new Float32Array(centre.length);
+  const spread = new Int32Array(centre.length); // in eighths
   for (let c = 0, n = 0; c < 3; c++) {
     for (let i = 2; i < rows + 2; i++) {
       for (let j = 2; j < columns + 2; j++, n++) {
@@ -344,11 +381,11 @@ function nearest(known, four) {
         });
         const low = Math.min(p, q), low2 = Math.min(r, s), high = Math.max(p, q), high2 = Math.max(r, s);
         centre[n] = Math.max(low, low2) + Math.min(high, high2);
-        spread[n] = LOGARITHMS[8 * (Math.max(high, high2) - Math.min(low, low2))];
+        spread[n] = 8 * (Math.max(high, high2) - Math.min(low, low2));
       }
     }
   }
-  return { centre: new Grid(centre, rows, columns), spread: new Grid(spread, rows, columns) };
+  return { centre: new Grid(centre, rows, columns), spread };
 }
 
 /** Samples into every second row and column. @param {Grid<Uint8Array>} fine @param {Grid<Uint8Array>} x
