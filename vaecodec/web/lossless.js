@@ -308,7 +308,7 @@ class Level {
    *  @returns {Promise<{x: Grid<Uint8Array>, features: Grid<any> | undefined}>} */
   async run(coarser) {
     const { walk, name, rows, columns, x, x: { h, w } } = this;
-    const { weights, weights: { config, graphs } } = walk;
+    const { weights: { config, graphs } } = walk;
     const [bytes, more, { width }] = [config.activation_bits === 8, beside(config), config];
     const entered = coarser?.channels ?? 0;
     let state = new State(h, w, bytes ? sixteens(entered + 27) : 9 + entered, bytes);
@@ -321,7 +321,7 @@ class Level {
     const fine = new Grid(new Uint8Array(3 * rows * columns), rows, columns);
     place(fine, x, 0, 0);
     const known = [x.box(-2, -2, h + 4, w + 4)];
-    const level = weights.config.levels - this.depth;
+    const level = config.levels - this.depth;
     const passes = level <= (config.refined ?? 0) ? new Passes(level, x) : undefined;
     for (const [letter, row, column, four] of PHASES) {
       const { centre, spread } = nearest(known, four);
