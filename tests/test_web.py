@@ -27,6 +27,7 @@ from bitstream import (
     EXIF,
     ICC,
     PNG,
+    SPARSE,
     CorruptError,
     LimitError,
     Section,
@@ -130,6 +131,20 @@ def test_regions(tmp_path: Path) -> None:
             jobs.append({"file": str(path), "weights": str(tiny), "region": region})
             wanted.append(digest(codec.decode_array(path.read_bytes(), region=(x, y, width, height))))
     assert [answer.get("hash", answer) for answer in decoded(jobs)] == wanted
+
+
+@in_node
+def test_certain_latents(shipped: Path, photo: Image.Image, tmp_path: Path) -> None:
+    """Tables that are all but certain, which the small weights do not use, in one array and in parts."""
+    codec, jobs, hashes = Codec("cpu", shipped), [], []
+    for progressive in (False, True):
+        path = tmp_path / f"{progressive}.vae"
+        data = codec.compress(photo.crop((0, 0, 128, 96)), 10, progressive=progressive)
+        path.write_bytes(data)
+        jobs.append({"file": str(path), "weights": str(shipped)})
+        hashes.append(digest(codec.decode_array(data)))
+        assert [tile.method for tile in unpack(data).tiles] == [SPARSE]
+    assert [answer.get("hash", answer) for answer in decoded(jobs)] == hashes
 
 
 def verdict(data: bytes) -> str:
