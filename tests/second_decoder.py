@@ -9,13 +9,16 @@ from bisect import bisect_right
 from collections import namedtuple
 from collections.abc import Sequence
 from functools import cache
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
+from typing import Any
+
+from second_fitted import Sample, pop_phase
 
 TOTAL = 2**24
 CHANNELS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 1, 6: 3, 7: 4}  # by mode
 
 Header = namedtuple("Header", "kind mode depth colour quality tile width height model")
-Tile = namedtuple("Tile", "method crc data")
+Tile = namedtuple("Tile", "method crc data lanes parts")
 Plane = list[list[int]]
 Picture = list[list[list[int]]]  # rows of pixels of samples
 
@@ -47,7 +50,7 @@ def varint(data: bytes, at: int, end: str) -> tuple[int, int]:
 
 def read_header(data: bytes) -> Header:
     require(bytes.fromhex("8b5641450d0a1a0a").startswith(data[:8]), "corrupt", "magic")
-    require(data[8:10] <= b"\0\2", "version", "version")
+    require(data[8:10] <= b"\0\3", "version", "version")
     require(len(data) >= 46, "truncated", "header")
     require(data[8:10] >= b"\0\1", "corrupt", "version")
     require(zlib.crc32(data[:42]) == int.from_bytes(data[42:46], "little"), "corrupt", "CRC of the header")
@@ -74,30 +77,63 @@ def read(data: bytes) -> tuple[Header, dict[bytes, bytes], list[Tile]]:
         require(tag != b"TILE" or 6 * count <= length <= 15 * count, "corrupt", "directory")
         require(zlib.crc32(data[start:end]) == int.from_bytes(data[end:at], "little"), "corrupt", "CRC")
         require(data[start + 4] <= 1, "version", "flags")
-        require(tag != b"TILE" or data[start + 4] == 1, "corrupt", "directory")
+        require(tag not in (b"TILE", b"PART") or data[start + 4] == 1, "corrupt", "directory")
         require(all(0x20 <= byte <= 0x7E for byte in tag), "corrupt", "tag")
-        known = tag in (b"TILE", b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ")
+        known = tag in (b"TILE", b"PART", b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ", b"GAIN")
         require(known or data[start + 4] == 0, "version", "critical section")
         require(tag not in sections, "corrupt", "the section occurs twice")
+        require(b"PART" not in sections or tag == b"TILE", "corrupt", "PART is not before TILE")
         sections[tag] = data[body:end]
-        require(len(sections) <= 64 or tag == b"TILE", "limit", "sections")
-    directory, place, tiles = sections.pop(b"TILE"), 0, []
+        require(len(sections) <= 64 or tag in (b"PART", b"TILE"), "limit", "sections")
+    directory, place, entries = sections.pop(b"TILE"), 0, []
     for _ in range(count):
         require(place < len(directory), "corrupt", "directory")
+        exponent, method = divmod(directory[place], 16)
+        require(exponent <= 8, "version", "lanes")
         length, crc = varint(directory, place + 1, "corrupt")
         require(len(directory) >= crc + 4, "corrupt", "directory")
-        require(len(data) >= at + length, "truncated", "tile")
-        number = int.from_bytes(directory[crc : crc + 4], "little")
-        tiles.append(Tile(directory[place], number, data[at : at + length]))
-        place, at = crc + 4, at + length
-    require(place == len(directory) and at == len(data), "corrupt", "more bytes than tiles")
+        entries.append((method, 2**exponent, length, int.from_bytes(directory[crc : crc + 4], "little")))
+        place = crc + 4
+    require(place == len(directory), "corrupt", "directory")
+    lengths = [length for _, _, length, _ in entries]
+    size = at + sum(lengths)
+    require(len(data) >= size, "truncated", "tile")
+    require(len(data) == size, "corrupt", "more bytes than tiles")
+    cuts = read_parts(sections.pop(b"PART"), lengths) if b"PART" in sections else [[] for _ in entries]
+    pieces = [b""] * count
+    for k in range(64):
+        for i, own in enumerate(cuts):
+            if k <= len(own):
+                end = at + (4 * own[k] if k < len(own) else lengths[i] - len(pieces[i]))
+                pieces[i], at = pieces[i] + data[at:end], end
+    tiles = []
+    for (method, lanes, _, crc), own, piece in zip(entries, cuts, pieces, strict=True):
+        require(not own or lanes == 1, "corrupt", "a tile of several lanes in parts")
+        words = [piece[at : at + 4] for at in range(0, len(piece), 4)][:: -1 if own else 1]
+        tiles.append(Tile(method, crc, b"".join(words), lanes, tuple(own)))
     return header, sections, tiles
+
+
+def read_parts(index: bytes, lengths: list[int]) -> list[list[int]]:
+    """The words of all parts of each tile but the last."""
+    at, tiles = 0, []
+    for length in lengths:
+        cuts, at = varint(index, at, "corrupt")
+        require(cuts <= 63, "corrupt", "parts")
+        words = []
+        for _ in range(cuts):
+            number, at = varint(index, at, "corrupt")
+            words.append(number)
+        require(not words or (length % 4 == 0 and 4 * sum(words) <= length), "corrupt", "parts")
+        tiles.append(words)
+    require(at == len(index) and any(tiles), "corrupt", "index of parts")
+    return tiles
 
 
 # Words and arrays. A table is the list of its `left`, with 2^24 at the end.
 
 
-class Coder:
+class Lane:
     def __init__(self, data: bytes) -> None:
         require(len(data) % 4 == 0, "corrupt", "length of the words")
         self.stack = list(struct.unpack(f"<{len(data) // 4}I", data))
@@ -114,21 +150,41 @@ class Coder:
             self.state = self.state << 32 | self.stack.pop()
         return i
 
+
+class Coder:
+    def __init__(self, data: bytes, lanes: int = 1) -> None:
+        at, ends = 0, [0]
+        for _ in range(lanes if lanes > 1 else 0):
+            words, at = varint(data, at, "corrupt")
+            ends.append(ends[-1] + 4 * words)
+        ends = ends if lanes > 1 else [0, len(data)]
+        require(at + ends[-1] == len(data), "corrupt", "length of the words")
+        self.lanes = [Lane(data[at + start : at + stop]) for start, stop in pairwise(ends)]
+
+    @property
+    def empty(self) -> bool:
+        return not any(lane.state or lane.stack for lane in self.lanes)
+
+    def order(self, ids: Sequence[int]) -> list[tuple[int, Lane]]:
+        """Positions in coding order, each with its lane."""
+        places = sorted(range(len(ids)), key=lambda i: ids[i])
+        return [(i, self.lanes[p // 128 % len(self.lanes)]) for p, i in enumerate(places)]
+
     def array(self, tables: dict[int, Sequence[int]], ids: Sequence[int]) -> list[int]:
         """Entries."""
         entries = [0] * len(ids)
-        for i in sorted(range(len(ids)), key=lambda i: ids[i]):
-            entries[i] = self.pop(tables[ids[i]])
+        for i, lane in self.order(ids):
+            entries[i] = lane.pop(tables[ids[i]])
         return entries
 
     def fixed(self, bits: int) -> int:
         if bits < 16:
-            return self.pop(UNIFORM[bits])
+            return self.array(UNIFORM, [bits])[0]
         upper, lower = self.array(UNIFORM, [8, 8])
         return 256 * upper + lower
 
 
-UNIFORM: dict[int, Sequence[int]] = {bits: range(0, TOTAL + 1, TOTAL >> bits) for bits in range(1, 15)}
+UNIFORM: dict[int, Sequence[int]] = {bits: range(0, TOTAL + 1, TOTAL >> bits) for bits in range(1, 17)}
 PREFIX = [0, *accumulate(max(1, 2**22 >> k) - 8 * (k == 0) for k in range(32) for side in (0, 1))]
 
 
@@ -249,12 +305,14 @@ def pop_memory(
 def pop_group(coder: Coder, height: int, width: int, count: int, limit: int) -> list[Plane]:
     """A group of planes."""
     planes: list[Plane] = []
-    before = [[0] * width for _ in range(height)]  # the ranks of the plane before
+    here = [[0] * width for _ in range(height)]  # ranks, first those of the plane before
+    errors: list[Plane] = []
     for number in range(count):
-        plane, here = ([[0] * width for _ in range(height)] for _ in "ab")
+        before, plane = [row[:] for row in here], [[0] * width for _ in range(height)]
+        errors.append([[0] * width for _ in range(height)])
         kind, plane[0][0] = coder.fixed(2), coder.fixed(16)
-        require(kind < 3 and not (kind == 1 and number == 0) and plane[0][0] < limit, "corrupt", "plane")
-        guide, guided = (planes or [plane])[0], kind == 1
+        require(not (kind == 1 and number == 0) and plane[0][0] < limit, "corrupt", "plane")
+        guide, guided = (planes or [plane])[0], kind == 1 or (kind == 3 and number > 0)
         statements = coder.array({0: STATEMENTS}, [0] * 513)
         chosen = list(accumulate(statements, lambda last, t: t - 1 if t else last, initial=0))[1:]
         memory: tuple[Slots, Slots] = {}, {}
@@ -267,6 +325,10 @@ def pop_group(coder: Coder, height: int, width: int, count: int, limit: int) -> 
                 places = [(s * y, s * x) for y in range(top, rows, 2) for x in range(left, columns, 2)]
                 near = [[mirrored(y + s * j, x + s * i, s, rows, columns) for j, i in offsets] for y, x in places]
                 if not places:
+                    continue
+                if kind == 3 and rows * columns >= 2**15 and min(rows, columns) >= 16:
+                    around = [(place, n) for place, n in zip(places, near, strict=True)]
+                    pop_fitted(coder, plane, planes, errors, around, limit)
                     continue
                 if kind == 2:
                     around = [[plane[y][x] for y, x in n] for n in near]
@@ -282,10 +344,28 @@ def pop_group(coder: Coder, height: int, width: int, count: int, limit: int) -> 
                     steps = (r // 2 if r % 2 == 0 else -(r + 1) // 2 for r in ranks)
                     values = [(p + step) % limit for p, step in zip(predictions, steps, strict=True)]
                 for (y, x), rank, value in zip(places, ranks, values, strict=True):
-                    here[y][x], plane[y][x] = rank, value
+                    here[y][x], plane[y][x], errors[-1][y][x] = rank, value, 8 * ((rank + 1) // 2)
         planes.append(plane)
-        before = here
     return planes
+
+
+def pop_fitted(
+    coder: Coder, plane: Plane, planes: list[Plane], errors: list[Plane], around: list[Any], limit: int
+) -> None:
+    def of(array: Plane, places: list[tuple[int, int]]) -> list[int]:
+        return [array[y][x] for y, x in places]
+
+    def values(lows: list[int], counts: list[list[int]], escape: bool, ids: list[int]) -> list[int]:
+        return pop_values(coder, lows, counts, escape, ids)
+
+    samples = []
+    for (y, x), n in around:
+        others = [(of(p, n), of(e, n), p[y][x], e[y][x]) for p, e in zip(planes, errors, strict=False)]
+        samples.append(Sample(of(plane, n), of(errors[-1], n), others))
+    popped = pop_phase(values, samples, limit)
+    require(popped is not None, "corrupt", "fitted phase")
+    for ((y, x), _), (value, error) in zip(around, popped or [], strict=True):
+        plane[y][x], errors[-1][y][x] = value, error
 
 
 def pop_plain(coder: Coder, height: int, width: int, channels: int, depth: int) -> Picture:
@@ -325,14 +405,14 @@ def decode(data: bytes) -> Picture:
 def decode_tile(tile: Tile, height: int, width: int, channels: int, depth: int) -> Picture:
     form = f"<{height * width * channels}{'B' if depth == 8 else 'H'}"
     if tile.method == 3:
-        require(len(tile.data) == struct.calcsize(form), "corrupt", "size of a raw tile")
+        require(len(tile.data) == struct.calcsize(form) and tile.lanes == 1, "corrupt", "raw tile")
         samples = iter(struct.unpack(form, tile.data))
         picture = [[[next(samples) for _ in range(channels)] for _ in range(width)] for _ in range(height)]
     else:
         require(tile.method == 2, "version", "no networks here")
-        coder = Coder(tile.data)
+        coder = Coder(tile.data, tile.lanes)
         picture = pop_plain(coder, height, width, channels, depth)
-        require(coder.state == 0 and not coder.stack, "corrupt", "the coder is not empty")
+        require(coder.empty, "corrupt", "the coder is not empty")
     flat = chain.from_iterable(chain.from_iterable(picture))
     require(zlib.crc32(struct.pack(form, *flat)) == tile.crc, "corrupt", "CRC of a tile")
     return picture

@@ -131,8 +131,8 @@ def synthesis(weights: Weights, stream: Array, seen: Array) -> Array:
     return shuffled(weights.layer("g_s.head", stream, (1 / 128, 1 / 1024), (1 - 2**17, 2**17 - 1)), 8) * 64 + 128
 
 
-def latents(weights: Weights, coder: Coder, h: int, w: int) -> tuple[Array, int]:
-    """Latents [M, h, w] of a tile, and the CRC-32 of what was popped."""
+def latents(weights: Weights, coder: Coder, h: int, w: int, in_parts: bool) -> tuple[Array, int]:
+    """Latents [M, h, w] of a tile, which may be in parts, and the CRC-32 of what was popped."""
     c, crc = weights.config, 0
     tables, u = weights.tables("tables"), 2.0 ** -c["bits"]
     m, wide, hidden = c["latent"], 2**17 - 1, (0, round(255 / 16 / u))
@@ -140,7 +140,7 @@ def latents(weights: Weights, coder: Coder, h: int, w: int) -> tuple[Array, int]
     def pop(ids: Array) -> Array:
         nonlocal crc
         values = second.pop_values(coder, *tables, ids.astype(int).ravel().tolist())
-        require(max(map(abs, values)) <= 2**17, "corrupt", "latent")
+        require(max(map(abs, values), default=0) <= 2**17, "corrupt", "latent")
         crc = zlib.crc32(struct.pack(f"<{len(values)}i", *values), crc)
         return np.array(values, float).reshape(ids.shape)
 
@@ -165,7 +165,12 @@ def latents(weights: Weights, coder: Coder, h: int, w: int) -> tuple[Array, int]
         mine = channel // (m // 4) == s ^ (2 * (row % 2) + column % 2)
         quarters = [part.reshape(4, m // 4, h, w) for part in (mean, index, mine)]
         picked = [np.where(quarters[2], part, 0).sum(0) for part in quarters[:2]]
-        values = pop(picked[1]) + picked[0]
+        order = np.argsort(-picked[1].ravel() * in_parts, kind="stable")
+        n = order.size
+        v = np.empty(n)
+        for array in np.split(order, [n // 64, n // 16, n // 4]) if in_parts else [order]:
+            v[array] = pop(picked[1].ravel()[array])
+        values = v.reshape(picked[1].shape) + picked[0]
         y = np.where(mine, np.broadcast_to(values, (4, *values.shape)).reshape(m, h, w), y)
     return y, crc
 
@@ -183,13 +188,13 @@ def decode_lossy(header: Header, tiles: Sequence[Tile], weights: Weights) -> Pic
             if tile.method:
                 part[:] = second.decode_tile(tile, *part.shape, header.depth)
                 continue
-            coder = Coder(tile.data)
-            y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w)
+            coder = Coder(tile.data, tile.lanes)
+            y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w, bool(tile.parts))
             seen[top : top + h, start : start + w] = 1
             clear = part[..., colours:]
             if channels > colours:
                 clear[:] = second.pop_plain(coder, *clear.shape, header.depth)
-            require(coder.state == 0 and not coder.stack, "corrupt", "end")
+            require(coder.empty, "corrupt", "end")
             require(zlib.crc32(clear.astype("<i4").tobytes(), crc) == tile.crc, "corrupt", "CRC")
     steps = (y * 2 ** weights.config["bits"]).astype(np.int64)
     inverse = interpolated(weights.tensors["inverse"], weights.quality)[:, None, None]
@@ -231,22 +236,40 @@ def local_mean(x: Array) -> Array:
     return grid(x / 16, 1 / 4, -np.inf, np.inf)
 
 
+def in_steps(x: Array) -> Array:
+    """Activations in steps of 1/32."""
+    n: Array = (32 * x).astype(int)
+    assert (n == 32 * x).all()
+    return n
+
+
+def one_byte(x: Array) -> Array:
+    return np.clip(in_steps(x), 0, 255)
+
+
+def two_bytes(x: Array) -> Array:
+    return np.concatenate([one_byte(x), one_byte(-x)])
+
+
+def three_bytes(x: Array) -> Array:
+    half, left = np.divmod(in_steps(x), 2)
+    return np.concatenate([np.clip(half, 0, 255), np.clip(-half, 0, 255), left])
+
+
 class Pusher(Coder):
     """A coder that can push, too."""
-
-    def push(self, count: int, left: int) -> None:
-        if self.state >> 40 >= count:
-            self.stack.append(self.state % 2**32)
-            self.state >>= 32
-        self.state = (self.state // count << 24) + self.state % count + left
 
     def push_values(self, tables: Set, ids: list[int], values: list[int]) -> None:
         """An array under tables without escape."""
         lows, counts, _ = tables
-        for i in sorted(range(len(ids)), key=lambda i: ids[i])[::-1]:
+        for i, lane in reversed(self.order(ids)):
             entry = values[i] - lows[ids[i]]
             require(0 <= entry < len(counts[ids[i]]), "corrupt", "posterior")
-            self.push(counts[ids[i]][entry], sum(counts[ids[i]][:entry]))
+            count, left = counts[ids[i]][entry], sum(counts[ids[i]][:entry])
+            if lane.state >> 40 >= count:
+                lane.stack.append(lane.state % 2**32)
+                lane.state >>= 32
+            lane.state = (lane.state // count << 24) + lane.state % count + left
 
 
 class Lossless:
@@ -256,6 +279,7 @@ class Lossless:
         self.weights, self.coder, self.colours, self.rounded = weights, coder, colours, rounded
         self.pixels, self.prior, self.posterior = (weights.tables(name) for name in ("pixels", "prior", "posterior"))
         self.groups = len(weights.config["latents"])
+        self.in_bytes = weights.config.get("activation_bits", 16) == 8
 
     # Layers, by what they give
 
@@ -264,6 +288,9 @@ class Lossless:
 
     def residual(self, name: str, h: Array, *more: Array) -> Array:
         return act(h + self.hidden(f"{name}.conv", np.concatenate([h, *more]), -511))
+
+    def of_bytes(self, name: str, *x: Array) -> Array:
+        return self.weights.layer(name, np.concatenate(x), (1, 1), (0, 255))
 
     def last(self, name: str, x: Array, unit: float = 1 / 32) -> Array:
         return self.weights.layer(name, x, (unit, 1 / 256), (-(2**14), 2**14))
@@ -297,15 +324,24 @@ class Lossless:
         """Samples and normalised residuals [3, h, w]."""
         x, residuals, normal = outside.copy(), list[Array](), list[Array]()
         rows, columns = inside
-        entered = self.hidden(f"{name}.hidden", h if spread is None else np.concatenate([h, spread]), -1024, 1024)
+        in_bytes = self.in_bytes and spread is not None
+        if not in_bytes:
+            entered = self.hidden(f"{name}.hidden", h if spread is None else np.concatenate([h, spread]), -1024, 1024)
         filters = self.weights.config["filters"] if linear is not None else 0
         for k, c in enumerate(GREEN_FIRST):
-            state = np.split(entered, 3)[k]
-            if k:
-                earlier = zip(residuals, normal, strict=True)
-                told = np.stack([part for r, e in earlier for part in (coarse(r), e, logarithm(r))])
-                state = state + self.hidden(f"{name}.given.{k - 1}", told, -512, 512)
-            out = np.clip(self.last(f"{name}.out.{k}", act(state)), -16, 16)
+            earlier = [(r[None], e[None]) for r, e in zip(residuals, normal, strict=True)]
+            if in_bytes:
+                assert spread is not None
+                told = [(three_bytes(coarse(r)), two_bytes(e), one_byte(logarithm(r))) for r, e in earlier]
+                inputs = [h, one_byte(spread), *(part for parts in told for part in parts)]
+                out = self.last(f"{name}.out.{k}", self.of_bytes(f"{name}.hidden.{k}", *inputs), 1)
+            else:
+                state = np.split(entered, 3)[k]
+                if k:
+                    parts = [part for r, e in earlier for part in (coarse(r), e, logarithm(r))]
+                    state = state + self.hidden(f"{name}.given.{k - 1}", np.concatenate(parts), -512, 512)
+                out = self.last(f"{name}.out.{k}", act(state))
+            out = np.clip(out, -16, 16)
             gates, shares = grid(out[3 : 3 + filters] / 8, 1 / 256, -2, 2), grid(out[3 + filters :] / 2, 1 / 256, -2, 2)
             mean = centre[c] + (x[1] if k and linear is not None else 0) + span * out[0]
             if linear is not None:
@@ -328,10 +364,15 @@ class Lossless:
         """The finer picture [3, rows, columns] and what it hands on."""
         name, last = f"levels.{d}", self.weights.config["levels"] - 1
         m = local_mean(a)
-        bands = [coarse(a - m), coarse(m - 128), coarse(2 * (m - local_mean(m)))]
-        h = self.hidden(f"{name}.entry", np.concatenate([*bands, *([] if features is None else [features])]))
+        bands = np.concatenate([coarse(a - m), coarse(m - 128), coarse(2 * (m - local_mean(m)))])
+        passed = [] if features is None else [features]
+        if self.in_bytes:
+            h = self.of_bytes(f"{name}.entry", *passed, three_bytes(bands))
+        else:
+            h = self.hidden(f"{name}.entry", np.concatenate([bands, *passed]))
         for i in range(self.weights.config["blocks"] + 2 * (last - d)):
-            h = self.residual(f"{name}.blocks.{i}", h)
+            block = f"{name}.blocks.{i}"
+            h = self.of_bytes(f"{block}.conv", h) if self.in_bytes else self.residual(block, h)
         known, fine = [a], np.zeros((3, 2 * a.shape[1], 2 * a.shape[2]))
         fine[:, ::2, ::2] = a
         for phase, row, column in (("D", 1, 1), ("B", 0, 1), ("C", 1, 0)):
@@ -353,10 +394,15 @@ class Lossless:
             x, normal = self.phase(f"{name}.heads.{phase}", h, centre, 8, linear, spread, a, inside)
             fine[:, row::2, column::2] = x
             known.append(x)
-            if f"{name}.updates.{phase}.conv.weight" in self.weights.tensors:
-                h = self.residual(f"{name}.updates.{phase}", h, coarse(x - m), normal)
-        passed = shuffled(self.hidden(f"{name}.up", h), 2)[:, :rows, :columns] if d < last else None
-        return fine[:, :rows, :columns], passed
+            update = f"{name}.updates.{phase}"
+            if f"{update}.conv.weight" in self.weights.tensors and self.in_bytes:
+                h = self.of_bytes(f"{update}.conv", h, three_bytes(coarse(x - m)), two_bytes(normal))
+            elif f"{update}.conv.weight" in self.weights.tensors:
+                h = self.residual(update, h, coarse(x - m), normal)
+        if d == last:
+            return fine[:, :rows, :columns], None
+        up = self.of_bytes(f"{name}.up", h) if self.in_bytes else self.hidden(f"{name}.up", h)
+        return fine[:, :rows, :columns], shuffled(up, 2)[:, :rows, :columns]
 
     # Latents
 
@@ -424,13 +470,13 @@ class Lossless:
 
 
 def decode_lossless_tile(weights: Weights, tile: Tile, height: int, width: int, channels: int) -> Picture:
-    coder = Pusher(tile.data)
+    coder = Pusher(tile.data, tile.lanes)
     colours = 3 if channels > 2 else 1
     x = Lossless(weights, coder, colours, tile.method == 1).tile(height, width)
     samples = (x if colours == 3 else x[1:2]).transpose(1, 2, 0).astype(int)
     if channels in (2, 4):
         samples = np.concatenate([samples, np.array(second.pop_plain(coder, height, width, 1, 8))], 2)
-    require(coder.state == 0 and not coder.stack, "corrupt", "end")
+    require(coder.empty, "corrupt", "end")
     require(zlib.crc32(samples.astype(np.uint8).tobytes()) == tile.crc, "corrupt", "CRC")
     picture: Picture = samples.tolist()
     return picture

@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 import second_decoder as second
 import second_networks as networks
-from conftest import TINY, TINY_FINER, TINY_LOSSLESS
+from conftest import TINY, TINY_FINER, TINY_LOSSLESS, in_bytes
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = [p for p in sorted(GOLDEN.glob("*/*.vae")) if not p.stem.startswith("pca")]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_golden_files(path: Path) -> None:
+def test_golden_files(path: Path, tmp_path: Path) -> None:
     header, _, tiles = second.read(path.read_bytes())
     methods, digest = {tile.method for tile in tiles}, json.loads((path.parent / "hashes.json").read_text())[path.stem]
     if header.kind == 1 and 0 in methods:
         weights = networks.Weights(TINY_FINER if path.stem == "lossy-finer" else TINY, header.quality)
         picture = networks.decode_lossy(header, tiles, weights)
     elif header.kind == 2 and methods <= {0, 1} and len(tiles) == 1:
-        weights = networks.Weights(TINY_LOSSLESS, 0)
+        tiny = in_bytes(tmp_path / "bytes.safetensors") if path.stem == "lossless-bytes" else TINY_LOSSLESS
+        weights = networks.Weights(tiny, 0)
         weights.config["groups"] = 20 if path.stem == "lossless-moving" else 0
         channels = second.CHANNELS[header.mode]
         picture = networks.decode_lossless_tile(weights, tiles[0], header.height, header.width, channels)

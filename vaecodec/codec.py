@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 Picture = Union[Image.Image, DeepPicture, NDArray[Any], "Tensor", bytes, str, os.PathLike[str], IO[bytes]]
 """Pillow's; or an array [H, W] or [H, W, C], uint8 with 1 to 4 channels or uint16 with 1, 3 or 4; or such a tensor
 [C, H, W], on any device; or a picture's file: its path, its bytes or a binary file object. Only from a file can colour
-of more than 8 bits be had with its metadata."""
+of more than 8 bits be had with its metadata, and a gain map."""
 
 
 class Codec(Decoder):
@@ -110,20 +110,26 @@ class Codec(Decoder):
         progress: Progress | None = None,
         *,
         lossless: bool = False,
+        fast: bool = False,
         depth: int | None = None,
         effort: int = 0,
+        progressive: bool = False,
         limits: Limits | None = None,
     ) -> bytes:
         """The bytes of a ``.vae`` file.
 
         picture: a Pillow picture of integers, an array or tensor, or a file, see ``Picture``. quality: 0 (smallest) to
-        100, in hundredths, of lossy files, which keep alpha without loss. depth: how many bits of 16-bit samples are in
-        use, 9 to 16; by default what the file says or, where it says nothing, what the largest sample takes. effort: 0
-        (fast) to 9 (small): the latents of lossy files are refined for this picture. 1 makes files about 1 % smaller at
-        equal PSNR for ten times the time, some seconds a megapixel; 2 and more take minutes a megapixel, see
-        ``refine``. Lossless tiles are coded in every way, not only in those that are worth a try. limits:
-        by default ``Limits()``; what exceeds them, no reader with the same limits would accept. Equal pixels give equal
-        bytes, whatever holds them. Metadata comes from the file, or from Pillow's ``info`` and Exif.
+        100, in hundredths, of lossy files, which keep alpha without loss. fast: lossless without networks, several
+        times as fast, in a few percent more bytes; 16-bit pictures are coded so in any case. depth: how many bits of
+        16-bit samples are in use, 9 to 16; by default what the file says or, where it says nothing, what the largest
+        sample takes. effort: 0 (fast) to 9 (small): the latents of lossy files are refined for this picture. 1 makes
+        files about 1 % smaller at equal PSNR for ten times the time, some seconds a megapixel; 2 and more take minutes
+        a megapixel, see ``refine``. Lossless tiles are coded in every way, not only in those that are worth a try.
+        progressive: what is coarse comes first for all tiles, so that any part of the file can be drawn, see
+        ``preview`` of ``decompress``; the whole file gives the same pixels, for some fifty bytes a tile. Tiles without
+        networks come as they are. limits: by default ``Limits()``; what exceeds them, no reader with the same limits
+        would accept. Equal pixels give equal bytes, whatever holds them. Metadata comes from the file, or from Pillow's
+        ``info`` and Exif.
 
         Raises ImageError for pictures that are not supported, ValueError for a quality, depth or effort out of range,
         LimitError.
@@ -131,6 +137,8 @@ class Codec(Decoder):
         quality = float(quality)
         if not 0 <= quality <= 100:
             raise ValueError(f"quality {quality} is not in 0..100")
+        if fast and not lossless:
+            raise ValueError("fast is for lossless files")
         if effort not in EFFORTS:
             raise ValueError(f"effort {effort} is not in 0..{EFFORTS[-1]}")
         picture = opened(picture, limits)
@@ -139,17 +147,19 @@ class Codec(Decoder):
         pixels = grey or pixels
         sections = metadata_of(picture)  # PNG may have it after the pixels, which are loaded now
         kind = Kind.LOSSLESS if lossless else Kind.LOSSY
-        weights = (self._refining_shelf() if effort and not lossless else self._shelf).first(kind)
+        shelf = self._refining_shelf() if effort and not lossless else self._shelf
+        weights = None if fast else shelf.first(kind)
         hundredths = 0 if lossless else round(quality * 100)
         (limits or Limits()).check_size(pixels.width, pixels.height)
         used = bits_used(pixels, self.tile)
         depth = (depth or pixels.depth or used) if pixels.bits > 8 else 8
         size, colour = (pixels.width, pixels.height), GREY if grey else 0
-        header = Header(kind, pixels.mode, *size, depth, hundredths, colour, self.tile, weights.identity)
+        identity = bytes(16) if weights is None else weights.identity
+        header = Header(kind, pixels.mode, *size, depth, hundredths, colour, self.tile, identity)
         (limits or Limits()).check(header)
         if used > depth:
             raise ImageError(f"the picture has samples of more than {depth} bits")
-        coded = WINGS[kind].coder(weights).encode(pixels, header, effort, progress or ignore)
+        coded = WINGS[kind].coder(weights).encode(pixels, header, effort, progress or ignore, progressive)
         return pack(header, coded, sections)
 
     def _refining_shelf(self) -> Shelf:
@@ -166,8 +176,10 @@ class Codec(Decoder):
         quality: float = 75.0,
         *,
         lossless: bool = False,
+        fast: bool = False,
         depth: int | None = None,
         effort: int = 0,
+        progressive: bool = False,
         limits: Limits | None = None,
     ) -> list[bytes]:
         """A file for each picture, byte for byte that of ``compress``.
@@ -182,7 +194,8 @@ class Codec(Decoder):
             raise ImageError(
                 f"a batch is an array [N, H, W, C], a tensor [N, C, H, W] or a list of pictures, not {shape}"
             )
-        options: dict[str, Any] = {"lossless": lossless, "depth": depth, "effort": effort, "limits": limits}
+        options: dict[str, Any] = {"lossless": lossless, "fast": fast, "depth": depth, "effort": effort}
+        options |= {"progressive": progressive, "limits": limits}
         return [self.compress(picture, quality, **options) for picture in pictures]
 
 
@@ -202,20 +215,29 @@ def compress(
     *,
     quality: float = 75.0,
     lossless: bool = False,
+    fast: bool = False,
     effort: int = 0,
+    progressive: bool = False,
     limits: Limits | None = None,
     device: str = "auto",
 ) -> bytes:
     """The bytes of a ``.vae`` file; see ``Codec.compress``."""
-    return shared(device).compress(picture, quality, lossless=lossless, effort=effort, limits=limits)
+    return shared(device).compress(
+        picture, quality, lossless=lossless, fast=fast, effort=effort, progressive=progressive, limits=limits
+    )
 
 
 @public
 def decompress(
-    data: Source, *, region: Region | None = None, limits: Limits | None = None, device: str = "auto"
+    data: Source,
+    *,
+    region: Region | None = None,
+    preview: bool = False,
+    limits: Limits | None = None,
+    device: str = "auto",
 ) -> Image.Image:
     """The picture in a ``.vae`` file; see ``Codec.decompress``."""
-    return shared(device).decompress(data, limits, region=region)
+    return shared(device).decompress(data, limits, region=region, preview=preview)
 
 
 def opened(picture: Picture, limits: Limits | None) -> Image.Image | DeepPicture | NDArray[Any]:

@@ -22,6 +22,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from bitstream import AnsStack
+
 from .weights import QUALITY_MAX, Stored, WeightsError, read
 
 Floats = NDArray[np.float32]
@@ -53,6 +55,16 @@ class Sessions:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.threads)
+
+    # Arrays are where the coder runs, see ``lossy.tile.Networks``.
+
+    def stack(self, data: bytes | memoryview | None = None, lanes: int | None = 1) -> AnsStack:
+        return AnsStack(data, lanes)
+
+    def put(self, x: Array) -> Array:
+        return x
+
+    get = put
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

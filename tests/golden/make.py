@@ -6,6 +6,7 @@ What exists is never replaced: every later version of the library has to decode 
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from conftest import LOSSLESS, TINY, TINY_FINER, TINY_LOSSLESS, moving, picture  # noqa: E402
+from conftest import LOSSLESS, TINY, TINY_BYTES, TINY_FINER, TINY_LOSSLESS, in_bytes, moving, picture  # noqa: E402
 
 from benchmarks import pca  # noqa: E402
+from bitstream import coder  # noqa: E402
 from vaecodec import Codec  # noqa: E402
 from vaecodec.lossless.tile import TileCoder  # noqa: E402
 from vaecodec.lossy import misfits  # noqa: E402
@@ -33,8 +36,9 @@ from vaecodec.training import lossless as training  # noqa: E402
 from vaecodec.training.crops import Crops  # noqa: E402
 from vaecodec.training.lossless import LosslessObjective  # noqa: E402
 from vaecodec.training.objective import Phase  # noqa: E402
+from vaecodec.training.quantise import quantise  # noqa: E402
 
-FOLDER = HERE / "0.2"
+FOLDER = HERE / "0.3"
 HASHES = FOLDER / "hashes.json"
 
 
@@ -74,6 +78,17 @@ def write_finer(path: Path) -> None:
     state |= {"z_mean": coarse.z_mean * UNIT, "z_index": coarse.z_index}
     model.load_state_dict(state)
     save_lossy(path, model, coarse.tables)
+
+
+def write_bytes(path: Path) -> None:
+    """What differs in the small lossless model where its levels are bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(4):
+            picture(96, 96, seed=seed).save(Path(folder) / f"{seed}.png")
+        whole = Path(folder) / "whole.safetensors"
+        quantise(TINY_LOSSLESS, Path(folder), whole)
+        tensors = {name.removeprefix("decoder."): tensor for name, tensor in load_file(whole).items()}
+    save_file({k: v for k, v in tensors.items() if k.startswith("levels.") and ".base." not in k}, path)
 
 
 def made() -> Iterator[tuple[str, bytes]]:
@@ -127,8 +142,35 @@ def made() -> Iterator[tuple[str, bytes]]:
 
     with mock.patch.object(lossy, "tile", 64), mock.patch.object(misfits, "signs", signs):
         yield "lossy mixed", lossy.compress(mixed, 100)
+    yield "lossless fitted", lossless.compress(picture(256, 128), lossless=True, fast=True)
     for mode in ("L", "RGB"):
         yield f"pca {mode}", pca.compress(modes[mode], 60)
+    with mock.patch.object(coder, "_LANES_SHARE", 8):  # lanes, which tiles of this size do not have otherwise
+        yield "lossy lanes", lossy.compress(modes["LA"], 100)
+        yield "lossless lanes", lossless.compress(drawing, lossless=True)
+        yield "pca lanes", pca.compress(modes["RGB"], 60)
+    with mock.patch.object(coder, "_LANES_SHARE", 100), mock.patch.object(TileCoder, "push", by_networks):
+        yield "lossless networks lanes", lossless.compress(picture(90, 70), lossless=True)
+    # Progressive files: one tile, several with one that needs no networks among them, alpha, equal colours.
+    yield "lossy progressive", lossy.compress(picture(90, 70), 60, progressive=True)
+    yield "lossy progressive grey LA", lossy.compress(modes["LA"].convert("RGBA"), 70, progressive=True)
+    with mock.patch.object(lossy, "tile", 64), mock.patch.object(misfits, "signs", signs):
+        yield "lossy progressive tiles", lossy.compress(mixed, 90, progressive=True)
+    with mock.patch.object(TileCoder, "push", by_networks):
+        yield "lossless progressive", lossless.compress(picture(90, 70), lossless=True, progressive=True)
+        yield "lossless progressive RGBA", lossless.compress(modes["RGBA"], lossless=True, progressive=True)
+        with mock.patch.object(lossless, "tile", 64):
+            tiles = lossless.compress(picture(150, 90), lossless=True, progressive=True)
+        yield "lossless progressive tiles", tiles
+    with mock.patch.object(TileCoder, "push", by_networks):
+        yield "lossless bytes", codec_in_bytes().compress(picture(90, 70), lossless=True)
+
+
+def codec_in_bytes() -> Codec:
+    with tempfile.TemporaryDirectory() as folder:
+        codec = Codec("cpu", in_bytes(Path(folder) / "bytes.safetensors"), engine="torch")
+        assert codec.lossless is not None
+    return codec
 
 
 def decoded(name: str, data: bytes) -> NDArray[Any]:
@@ -137,6 +179,8 @@ def decoded(name: str, data: bytes) -> NDArray[Any]:
         return Codec("cpu").decode_array(data)
     if name == "lossless-moving":
         return moving(Codec("cpu", TINY_LOSSLESS)).decode_array(data)
+    if name == "lossless-bytes":
+        return codec_in_bytes().decode_array(data)
     tiny = TINY_LOSSLESS if name.startswith("lossless") else TINY_FINER if name == "lossy-finer" else TINY
     return Codec("cpu", tiny).decode_array(data)
 
@@ -147,10 +191,13 @@ def main() -> None:
         write_weights(TINY_LOSSLESS)
     if not TINY_FINER.exists():
         write_finer(TINY_FINER)
-    hashes = json.loads(HASHES.read_text()) if HASHES.exists() else {}
+    if not TINY_BYTES.exists():
+        write_bytes(TINY_BYTES)
+    held = {path.parent: json.loads(path.read_text()) for path in HERE.glob("*/hashes.json")}
+    hashes, known = held.get(FOLDER, {}), set().union(*held.values())
     for title, data in made():
         name = title.replace(" ", "-").replace(";", "")
-        if name not in hashes:
+        if name not in known:
             (FOLDER / f"{name}.vae").write_bytes(data)
             hashes[name] = digest(decoded(name, data))
     HASHES.write_text(json.dumps(hashes, indent=1) + "\n")

@@ -70,8 +70,10 @@ class LinearCoder:
         assert weights is not None
         self.weights = weights
 
-    def encode(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
-        """The tiles of a picture, in raster order. Raises ImageError for other modes."""
+    def encode(
+        self, pixels: Pixels, header: Header, effort: int, progress: Progress, progressive: bool = False
+    ) -> list[Tile]:
+        """The tiles of a picture, in raster order, which have no parts. Raises ImageError for other modes."""
         if header.mode.name not in ("L", "RGB") or header.colour:
             raise ImageError(f"files of kind PCA hold 8-bit grey and colour, not {header.mode.name}")
         weights, count, step = self._at(header)
@@ -84,12 +86,12 @@ class LinearCoder:
             shape = (1, box.rows, box.columns)
             encoder = Encoder(weights, self.weights.shrink, shape, count, targets, lengths)
             encoder.run()
-            stack, crc = AnsStack(), 0
+            stack, crc = AnsStack(lanes=None), 0
             for integers, _ in encoder.coded:
                 crc = zlib.crc32(integers.astype("<i4").tobytes(), crc)
             for integers, ids in reversed(encoder.coded):
                 stack.push(integers, self.weights.tables, ids)
-            coded.append(Tile(0, crc, stack.to_bytes()))
+            coded.append(Tile(0, crc, stack.to_bytes(), stack.lanes))
             progress(samples.shape[0] * samples.shape[1])
         return coded
 
@@ -122,8 +124,10 @@ class LinearCoder:
         """The pixels of a tile's blocks [8 rows, 8 columns, 3]. Raises CorruptError."""
         if tile.method != 0:
             raise CorruptError(f"tile method {tile.method} is unknown")
+        if tile.held is not None:  # nothing is there
+            return np.full((grid.rows * SIDE, grid.columns * SIDE, 3), 128, np.uint8)
         weights, count, step = self._at(header)
-        shape, stack = (1, grid.rows, grid.columns), AnsStack(tile.words)
+        shape, stack = (1, grid.rows, grid.columns), AnsStack(tile.words, tile.lanes)
         before = stack.bits()
         decoder = Decoder(weights, self.weights.shrink, shape, count, stack, self.weights.tables)
         values = decoder.run()

@@ -21,6 +21,7 @@ from bitstream import (
     AnsStack,
     Codec,
     CorruptError,
+    Depths,
     Parts,
     Record,
     Tables,
@@ -34,7 +35,7 @@ from bitstream import (
 )
 
 from ..image import Samples
-from ..plain_tiles import check_empty, checked, crc_of, plain_tile, raw_tile, samples_in
+from ..plain_tiles import check_empty, checked, crc_of, grey_samples, plain_tile, raw_tile, samples_in
 from .numbers import CHANNEL_ORDER, FRACTIONS, LATENT_FRACTIONS, PHASES, SCALES, SHAPES, Config
 
 Values = NDArray[np.int32]
@@ -124,10 +125,11 @@ def phase_views(picture: NDArray[np.int32], levels: int, colours: int) -> list[N
 
 
 class TileCoder:
-    """Codes tiles with one set of weights; ``depth`` bits a sample. thorough: try what is hardly worth it."""
+    """Codes tiles with one set of weights; ``depth`` bits a sample. thorough: try what is hardly worth it.
+    progressive: tiles with networks have parts."""
 
-    def __init__(self, weights: Networks | None, depth: int, thorough: bool = False) -> None:
-        self.weights, self.depth, self.thorough = weights, depth, thorough
+    def __init__(self, weights: Networks | None, depth: int, thorough: bool = False, progressive: bool = False) -> None:
+        self.weights, self.depth, self.thorough, self.progressive = weights, depth, thorough, progressive
 
     def push(self, samples: Samples) -> Tile:
         """The smallest of the ways to code a tile [h, w, C] that are worth a try."""
@@ -139,15 +141,23 @@ class TileCoder:
         return min(candidates, key=lambda tile: len(tile.words))
 
     def pop(self, tile: Tile, shape: tuple[int, int, int], record: Record | None = None) -> Samples:
-        """The samples of a tile. Raises CorruptError and VersionError."""
+        """The samples of a tile. Raises CorruptError and VersionError.
+
+        Of a tile that is cut off, samples that are missing are what the networks expect, alpha is opaque, and no
+        checksum is compared; without any part it is grey.
+        """
+        if tile.held == 0:
+            return grey_samples(shape, self.depth)
         if tile.method in (PLAIN, RAW):
             return samples_in(tile, shape, self.depth)
         if tile.method not in (BITS_BACK, ROUNDED):
             raise VersionError(f"unknown tile method {tile.method}")
-        stack = AnsStack(tile.words)
+        stack = AnsStack(tile.words, tile.lanes)
         if self.weights is None:
             raise CorruptError("a tile of 16-bit samples asks for the networks")
-        samples = self._pop_network(self.weights, stack, shape, tile.method == ROUNDED, record)
+        samples = self._pop_network(self.weights, stack, shape, tile.method == ROUNDED, record, tile.held)
+        if tile.held is not None:
+            return samples
         check_empty(stack)
         return checked(samples, tile)
 
@@ -158,15 +168,18 @@ class TileCoder:
         picture[:] = samples[..., :colours].transpose(2, 0, 1)
         for method in (BITS_BACK, ROUNDED):
             network = Network(weights, height, width, colours, method == ROUNDED)
-            stack = AnsStack()
+            stack = AnsStack(lanes=1 if self.progressive else None)
             if channels in (2, 4):
                 push_plain(stack, samples[..., -1:], self.depth)
+            depths = Depths(stack) if self.progressive else None
             try:
-                network.push(stack, picture)
+                network.push(stack, picture, depths)
             except StarvedError:
                 continue
             break
-        return Tile(method, crc_of(samples), stack.to_bytes())
+        # The first part is what bits-back pops and pushes: latents, the coarsest picture, latents again.
+        parts = depths.parts(2 * len(weights.config.latents) + colours) if depths else ()
+        return Tile(method, crc_of(samples), stack.to_bytes(), stack.lanes, parts)
 
     def _pop_network(
         self,
@@ -175,13 +188,14 @@ class TileCoder:
         shape: tuple[int, int, int],
         rounded: bool,
         record: Record | None,
+        held: int | None,
     ) -> NDArray[np.uint8]:
         height, width, channels = shape
         colours = 3 if channels > 2 else 1
-        picture = Network(weights, height, width, colours, rounded).pop(stack, record)
-        samples = np.empty(shape, np.uint8)
+        picture = Network(weights, height, width, colours, rounded).pop(stack, record, held)
+        samples = np.full(shape, 255, np.uint8)
         samples[..., :colours] = picture[:colours].transpose(1, 2, 0)
-        if channels in (2, 4):
+        if channels in (2, 4) and held is None:
             before = stack.bits()
             samples[..., -1:] = pop_plain(stack, (height, width, 1), self.depth)
             if record:
@@ -209,11 +223,15 @@ def pixel_codec(weights: Networks, steps: Values, scales: Values, shapes: Values
     floors = steps // FRACTIONS
     fractions = steps - floors * FRACTIONS
 
+    def guess() -> Values:
+        return floors + (2 * fractions >= FRACTIONS)
+
     def under(scales: Values) -> Codec[Values]:
         return table_codec(tables, (scales * SHAPES + shapes) * FRACTIONS + fractions, floors)
 
     if not groups:
-        return under(scales)
+        codec = under(scales)
+        return Codec(codec.push, codec.pop, guess)
     every = np.arange(SCALES, dtype=np.int32)
     group_of = every * groups // SCALES
     often = np.flatnonzero(np.bincount(group_of, np.bincount(scales, minlength=SCALES), groups) >= OFTEN)
@@ -242,7 +260,7 @@ def pixel_codec(weights: Networks, steps: Values, scales: Values, shapes: Values
     def pop(stack: AnsStack) -> Values:
         return moved(offset_codec.pop(stack)).pop(stack)
 
-    return Codec(push, pop)
+    return Codec(push, pop, guess)
 
 
 @dataclass
@@ -280,20 +298,23 @@ class Network:
         block = 2 ** len(config.latents)
         self.padding = ((0, 0), (0, -self.rows % block), (0, -self.columns % block))
 
-    def push(self, stack: AnsStack, picture: NDArray[np.int32]) -> None:
+    def push(self, stack: AnsStack, picture: NDArray[np.int32], record: Record | None = None) -> None:
         """Push a picture [3, H, W]; the finest level first, so that the latents can be popped from its bits."""
         step = 2**self.levels
         coarsest = picture[:, ::step, ::step]
         views = phase_views(picture, self.levels, self.colours)
-        chain(lambda: self._level_parts(coarsest)).push(stack, [np.ascontiguousarray(v).ravel() for v in views])
-        self._coarsest(None).push(stack, [coarsest[c].ravel() for c in CHANNEL_ORDER[: self.colours]])
+        values = [np.ascontiguousarray(view).ravel() for view in views]
+        chain(lambda: self._level_parts(coarsest), record).push(stack, values)
+        self._coarsest(record).push(stack, [coarsest[c].ravel() for c in CHANNEL_ORDER[: self.colours]])
 
-    def pop(self, stack: AnsStack, record: Record | None) -> NDArray[np.int32]:
+    def pop(self, stack: AnsStack, record: Record | None, held: int | None = None) -> NDArray[np.int32]:
+        """The picture [3, H, W]. held: if so many parts are all that is on the stack, what follows is guessed."""
         picture = np.empty((3, self.height, self.width), np.int32)
         step = 2**self.levels
         coarsest = self._assembled(self._coarsest(record).pop(stack))
         picture[:, ::step, ::step] = coarsest
-        values = chain(lambda: self._level_parts(coarsest), record).pop(stack)
+        held = held if held is None else held - 1
+        values = chain(lambda: self._level_parts(coarsest), record, held).pop(stack)
         for view, value in zip(phase_views(picture, self.levels, self.colours), values, strict=True):
             view[:] = value.reshape(view.shape)
         if self.colours == 1:
@@ -322,7 +343,7 @@ class Network:
         return bits_back(latent_codec(self._prior_parts, record), likelihood, posterior)
 
     def _checked(self, codec: Codec[Latents]) -> Codec[Latents]:
-        """Raises StarvedError where popping would come to the bottom of the stack."""
+        """Raises StarvedError where popping would come to the bottom of a lane."""
         if self.rounded:
             return codec
 
@@ -331,7 +352,7 @@ class Network:
                 z = codec.pop(stack)
             except CorruptError:  # at the bottom already
                 raise StarvedError from None
-            if stack.bits() < 64:
+            if stack.least() < 64:
                 raise StarvedError
             return z
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..engine_onnx import Answer, Array, Floats, Integers, Sessions, at
 from ..weights import Stored, WeightsError, scrambled_array as scrambled, tables_of
 from .numbers import GAIN_BITS, KNOWN_INPUTS, STEPS, Config, Steps, stream_of
+from .tile import quantised
 
 KERNELS = {
     "8-bit integers": ("", False),
@@ -39,6 +40,9 @@ class LossyNetworks(Sessions):
             if f"{self.known_answer():08x}" == self.answer:
                 return
         raise WeightsError(f"{self.path.name} fails its self-test in ONNX Runtime {onnxruntime.__version__}")
+
+    def quantised(self, residual: Floats, ids: Integers) -> Integers:
+        return quantised(self.tables, residual, ids)
 
     def analyse(self, x: Floats, quality: int, seen: Floats | None = None) -> Floats:
         """g_a: x [3, H, W] in 0..255, H and W multiples of 16, to y [M, H / 16, W / 16] in steps of the quantiser.
