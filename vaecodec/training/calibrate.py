@@ -55,19 +55,19 @@ def round_encoder(model: LossyModel, batches: Iterable[tuple[Tensor, Tensor]]) -
     """Put the blocks of g_a in 8 bits, by what flows through them in batches as ``calibrate`` takes them: at 1/8, and
     of the first at 1/16, what is around the centre.
 
-    Nobody else computes what the encoder does, so its units need be no powers of two. Around centres they hold what
-    is halfway between the mean of the batches' largest values and the largest of all, elsewhere the largest.
+    Nobody else computes what the encoder does, so its units need be no powers of two. They hold all that came: smaller
+    ones cost more by what they clamp than they save.
     """
     for blocks, whole in ((model.g_a.fine, 0), (model.g_a.coarse, len(model.g_a.coarse) - 1)):
         for k, block in enumerate(blocks):
             assert isinstance(block, Block)
             blocks[k] = in_8_bits(block) if k >= len(blocks) - whole else centred(block)
     layers = model.encoder_convs().values()
-    largest: dict[ExactConv, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+    largest = dict[ExactConv, list[Tensor]]()
 
     def keep(layer: Any, arguments: tuple[Tensor, ...], out: Tensor) -> None:
-        inputs, outputs = (x.float().abs().amax((0, 2, 3)) for x in (arguments[0], out))
-        largest[layer].append((inputs, outputs))
+        now = [x.float().abs().amax((0, 2, 3)) for x in (arguments[0], out)]
+        largest[layer] = [torch.maximum(a, b) for a, b in zip(largest.get(layer, now), now, strict=True)]
 
     for layer in layers:  # limits that are never reached, or those of ``Block``
         layer.in_units.fill_(1)
@@ -79,10 +79,8 @@ def round_encoder(model: LossyModel, batches: Iterable[tuple[Tensor, Tensor]]) -
     finally:
         for hook in hooks:
             hook.remove()
-    for name, layer in model.encoder_convs().items():
-        share = 0.5 if name.endswith(".around") else 1.0
-        maxima = (torch.stack(values) for values in zip(*largest[layer], strict=True))
-        inputs, outputs = (torch.lerp(m.mean(0), m.amax(0), share).clamp(min=UNIT) for m in maxima)
+    for layer in layers:
+        inputs, outputs = (most.clamp(min=UNIT) for most in largest[layer])
         layer.in_units.copy_(inputs / {128: 127, 255: 255}[int(layer.in_max[0])])
         layer.out_units.copy_(outputs / layer.high)
 
