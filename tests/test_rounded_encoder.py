@@ -63,9 +63,7 @@ def test_engines_agree(models: tuple[LossyModel, LossyModel, torch.Tensor], path
                 assert np.square(difference).mean() < 1e-3 * np.square(reference).mean()
 
 
-def test_training_goes_on_in_floating_point(
-    models: tuple[LossyModel, LossyModel, torch.Tensor], path: Path
-) -> None:
+def test_training_goes_on_in_floating_point(models: tuple[LossyModel, LossyModel, torch.Tensor], path: Path) -> None:
     state = checkpoints.thawed(kinds.load(path, torch.device("cpu")).model, "lossy")
     objective, thawed = checkpoints.model_of(state, path)
     assert objective.name == "lossy" and all(isinstance(b, Block) for b in (*thawed.g_a.fine, *thawed.g_a.coarse))

@@ -55,19 +55,19 @@ def round_encoder(model: LossyModel, batches: Iterable[tuple[Tensor, Tensor]]) -
     """Put the blocks of g_a in 8 bits, by what flows through them in batches as ``calibrate`` takes them: at 1/8, and
     of the first at 1/16, what is around the centre.
 
-    Nobody else computes what the encoder does, so its units need be no powers of two. They hold all that came: smaller
-    ones cost more by what they clamp than they save.
+    Nobody else computes what the encoder does, so its units need be no powers of two. They hold the mean of the
+    batches' largest values: as much as the largest of all costs twice as much rate, and what is beyond is rare.
     """
     for blocks, whole in ((model.g_a.fine, 0), (model.g_a.coarse, len(model.g_a.coarse) - 1)):
         for k, block in enumerate(blocks):
             assert isinstance(block, Block)
             blocks[k] = in_8_bits(block) if k >= len(blocks) - whole else centred(block)
     layers = model.encoder_convs().values()
-    largest = dict[ExactConv, list[Tensor]]()
+    largest: dict[ExactConv, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
 
     def keep(layer: Any, arguments: tuple[Tensor, ...], out: Tensor) -> None:
-        now = [x.float().abs().amax((0, 2, 3)) for x in (arguments[0], out)]
-        largest[layer] = [torch.maximum(a, b) for a, b in zip(largest.get(layer, now), now, strict=True)]
+        inputs, outputs = (x.float().abs().amax((0, 2, 3)) for x in (arguments[0], out))
+        largest[layer].append((inputs, outputs))
 
     for layer in layers:  # limits that are never reached, or those of ``Block``
         layer.in_units.fill_(1)
@@ -80,7 +80,7 @@ def round_encoder(model: LossyModel, batches: Iterable[tuple[Tensor, Tensor]]) -
         for hook in hooks:
             hook.remove()
     for layer in layers:
-        inputs, outputs = (most.clamp(min=UNIT) for most in largest[layer])
+        inputs, outputs = (torch.stack(each).mean(0).clamp(min=UNIT) for each in zip(*largest[layer], strict=True))
         layer.in_units.copy_(inputs / {128: 127, 255: 255}[int(layer.in_max[0])])
         layer.out_units.copy_(outputs / layer.high)
 
