@@ -1,5 +1,5 @@
-"""``python -m benchmarks``: kodak, bitsback, depth, progressive, speed, scaling, effort, same-bytes, theory, readme,
-pca-train, training-speed, sweep."""
+"""``python -m benchmarks``: kodak, bitsback, depth, progressive, speed, scaling, effort, exactness, same-bytes, theory,
+readme, pca-train, training-speed, sweep."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ try:
         depth,
         device_speed,
         effort,
+        exactness,
         kodak,
         pca,
         progressive,
@@ -144,6 +145,13 @@ def effort_command(data: Path, out: Path, efforts: str, count: int) -> None:
     effort.run(
         files[:: max(1, len(files) // count)][:count], out / data.resolve().name, [*map(int, efforts.split(","))]
     )
+
+
+@main.command("exactness")
+@data_option
+def exactness_command(data: Path) -> None:
+    """Compare what engines make of files of both kinds, with one thread and two, whole and of regions."""
+    exactness.run(find_pictures(data))
 
 
 @main.command("same-bytes")
