@@ -1,5 +1,5 @@
 /** Tiles of lossless files under the networks. FORMAT.md specifies them; numbers are in the integer steps that the graphs
- *  take and give: activations in 1/32, or of bytes in 1/16, last layers in 1/256, means of pixels in 1/8, of latents in 1/64. */
+ *  take and give: activations in 1/32, last layers in 1/256, means of pixels in 1/8, of latents in 1/64. */
 
 /** @import { Grids, Tile, Walk } from "./types" */
 
@@ -35,7 +35,7 @@ export async function popLossless(weights, tile, h, w, channels) {
   const walk = { weights, coder, colours };
   const { levels } = weights.config;
   let x = await coarsest(walk, Math.ceil(h / 2 ** levels), Math.ceil(w / 2 ** levels), tile.method === 1);
-  /** @type {Grid<Float32Array> | undefined} */
+  /** @type {Grid<any> | undefined} */
   let features;
   for (let d = 0, step = 2 ** (levels - 1); d < levels; d++, step /= 2) {
     ({ x, features } = await new Level(walk, d, x, Math.ceil(h / step), Math.ceil(w / step)).run(features));
@@ -67,12 +67,11 @@ async function coarsest(walk, rows, columns, rounded) {
     found[g] = { z, after };
   }
   const { h: state, linear } = found[0].after;
-  const { h } = await weights.run("last", { above: state });
-  const centre = linear.box(0, 0, rows, columns);
-  const inside = new State(rows, columns, h.channels + beside(weights.config), false);
-  inside.place(0, h.box(0, 0, rows, columns).data);
-  const phase = new Phase(walk, "likelihood", inside, h.channels, centre, 512);
-  phase.centre.data = centre.data.map((/** @type {number} */ v) => v + 256);
+  const last = (await weights.run("last", { above: state })).h.box(0, 0, rows, columns);
+  const centre = linear.box(0, 0, rows, columns).data.map((/** @type {number} */ v) => v + 256);
+  const h = emptyState(new Float32Array(0), rows, columns, last.channels + besideOf(weights.config));
+  putPlanes(h, 0, [...range(last.channels)].map((c) => last.part(c, c + 1).data));
+  const phase = new Phase(walk, "likelihood", h, last.channels, centre, 512);
   const x = await phase.run(new Grid(new Uint8Array(3 * rows * columns), rows, columns), rows, columns);
   if (rounded) return x;
   const padded = x.box(0, 0, high, wide);
@@ -103,78 +102,68 @@ function top(weights, area) {
   );
 }
 
-/** Channels beside a state, see vaecodec/lossless/numbers.py. @param {Record<string, any>} config */
-const beside = ({ width, activation_bits: bits }) => (bits === 8 ? sixteens(width + 15) - width : 9);
+/** @typedef {Grid<Uint8Array> | Grid<Float32Array>} State [rows + 2, columns, channels], zeros above and below: the
+ *  channels of a sample lie together */
+
+/** @param {Uint8Array | Float32Array} like @param {number} rows @param {number} columns @param {number} channels
+ *  @returns {State} */
+function emptyState(like, rows, columns, channels) {
+  const data = new (/** @type {any} */ (like).constructor)((rows + 2) * columns * channels);
+  return new Grid(data, columns, channels);
+}
+
+/** Puts planes [rows, columns] into channels of a state; gives the next channel. @param {State} state
+ *  @param {number} channel @param {ArrayLike<number>[]} planes */
+function putPlanes({ data, h, w }, channel, planes) {
+  for (const plane of planes) {
+    for (let i = 0, at = h * w + channel; i < plane.length; i++, at += w) data[at] = plane[i];
+    channel++;
+  }
+  return channel;
+}
+
+/** Numbers in steps of an activation, limited; or three bytes for each: of its half what is above and what is below 0, and
+ *  what is left. @param {Int32Array[]} planes @param {boolean} inBytes */
+function coarse(planes, inBytes) {
+  const limited = planes.map((plane) => plane.map((v) => clamp(v, -512, 512)));
+  if (!inBytes) return limited;
+  const halves = limited.map((plane) => plane.map((v) => v >> 1));
+  return [...signs(halves, true), ...limited.map((plane) => plane.map((v) => v & 1))];
+}
+
+/** Numbers; or of each what is above and what is below 0. @param {Int32Array[]} planes @param {boolean} inBytes */
+function signs(planes, inBytes) {
+  if (!inBytes) return planes;
+  return [1, -1].flatMap((sign) => planes.map((plane) => plane.map((v) => clamp(sign * v, 0, 255))));
+}
+
+/** Logarithms of numbers in eighths. @param {Int32Array} plane @param {boolean} inBytes */
+function logarithm(plane, inBytes) {
+  return plane.map((v) => Math.min(LOGARITHMS[Math.abs(v)], inBytes ? 255 : 511));
+}
 
 /** @param {number} channels */
 const sixteens = (channels) => 16 * Math.ceil(channels / 16);
 
-/** What layers see, [h + 2, w, channels], a row of zeros above and below, and taken some rows at a time, so that what
- *  lies between two layers stays in the caches. */
-class State {
-  /** @param {number} h @param {number} w @param {number} channels @param {boolean} bytes or float32 */
-  constructor(h, w, channels, bytes) {
-    this.h = h;
-    this.w = w;
-    this.channels = channels;
-    this.bytes = bytes;
-    this.data = new (bytes ? Uint8Array : Float32Array)((h + 2) * w * channels);
-  }
-
-  /** Put planes [count, h, w] into the channels from one on. @param {number} channel @param {ArrayLike<number>} planes
-   *  @returns {number} where the next begins */
-  place(channel, planes) {
-    const { data, w, channels, h } = this;
-    const [area, count] = [h * w, planes.length / (h * w)];
-    for (let c = 0, n = 0; c < count; c++) {
-      for (let i = 0, at = w * channels + channel + c; i < area; i++, at += channels) data[at] = planes[n++];
-    }
-    return channel + count;
-  }
-
-  /** Numbers in steps of 1/32, or of their halves, rounded down, what is above and below 0, and what is left.
-   *  @param {number} channel @param {Int32Array} x */
-  coarse(channel, x) {
-    const limited = x.map((v) => clamp(v, -512, 512));
-    if (!this.bytes) return this.place(channel, limited);
-    return this.sides(channel, limited.map((v) => v >> 1), limited.map((v) => v & 1));
-  }
-
-  /** Or what is above and below 0. @param {number} channel @param {Int32Array} x @param {Int32Array} [left] */
-  sides(channel, x, left) {
-    if (!this.bytes) return this.place(channel, x);
-    const after = this.place(this.place(channel, x.map((v) => clamp(v, 0, 255))), x.map((v) => clamp(-v, 0, 255)));
-    return left ? this.place(after, left) : after;
-  }
-
-  /** Logarithms of numbers in eighths. @param {number} channel @param {Int32Array} x */
-  logarithms(channel, x) {
-    return this.place(channel, x.map((v) => Math.min(LOGARITHMS[Math.abs(v)], this.bytes ? 255 : 512)));
-  }
-
-  /** Some rows, and more above and below, as a graph takes them. @param {number} top @param {number} rows
-   *  @param {number} more @returns {Grid<any>} */
-  rows(top, rows, more) {
-    const row = this.w * this.channels;
-    return new Grid(this.data.subarray((top + 1 - more) * row, (top + 1 + rows + more) * row), this.w, this.channels);
-  }
-
-  /** @param {(top: number, rows: number, index: number) => unknown} f */
-  async each(f) {
-    const rows = Math.max(1, Math.floor(STRIPE / this.w));
-    for (let top = 0, i = 0; top < this.h; top += rows, i++) {
-      const done = f(top, Math.min(rows, this.h - top), i);
-      if (done instanceof Promise) await done;
-    }
-  }
+/** Channels beside a state, for what a head or an update sees besides. @param {Record<string, any>} config */
+function besideOf({ activation_bits: bits, width }) {
+  return bits === 8 ? sixteens(width + 15) - width : 9;
 }
 
-/** The colours of a phase, one after the other. centre: where means start, in halves; span: the mean's change, in
- *  2048ths, for an output's 256th; spread: in eighths; known: the known phases, with two samples more around; passes: of
- *  the level, where it has any. */
+/** Some rows of a phase at a time, so that what lies between two layers stays in the caches.
+ *  @param {number} h @param {number} w @param {(top: number, rows: number, index: number) => Promise<void>} f */
+async function inStripes(h, w, f) {
+  const rows = Math.max(1, Math.floor(STRIPE / w));
+  for (let top = 0, i = 0; top < h; top += rows, i++) await f(top, Math.min(rows, h - top), i);
+}
+
+/** The colours of a phase, one after the other. state: with room beside its width; centre: where means start, in halves;
+ *  span: the mean's change, in 2048ths, for an output's 256th; spread: how far known samples lie apart, in eighths;
+ *  known: the known phases, with two samples more around; passes: of the level, where it has any. */
 class Phase {
-  /** @param {Walk} walk @param {string} graph @param {State} state @param {number} width @param {Grid<any>} centre
-   *  @param {number} span @param {Int32Array} [spread] @param {Grid<Uint8Array>} [known] @param {Passes} [passes] */
+  /** @param {Walk} walk @param {string} graph @param {State} state @param {number} width
+   *  @param {ArrayLike<number>} centre @param {number} span @param {Int32Array[]} [spread]
+   *  @param {Grid<Uint8Array>} [known] @param {Passes} [passes] */
   constructor(walk, graph, state, width, centre, span, spread, known, passes) {
     this.walk = walk;
     this.graph = graph;
@@ -183,14 +172,16 @@ class Phase {
     this.span = span;
     this.known = known;
     this.passes = passes;
-    const { h, w } = state;
-    // In coding order, as what follows.
-    this.x = new Uint8Array(3 * h * w);
-    this.residuals = new Int32Array(3 * h * w);
-    this.normal = new Int32Array(3 * h * w);
-    /** Where what is given of earlier colours ends. */
+    this.inBytes = state.data instanceof Uint8Array;
+    this.h = state.channels - 2;
+    this.w = state.h;
+    if (spread) putPlanes(state, width, spread.map((plane) => logarithm(plane, this.inBytes)));
     this.given = width + 3;
-    if (spread) state.logarithms(width, spread);
+    // In coding order, as what follows.
+    const size = 3 * this.h * this.w;
+    this.x = new Uint8Array(size);
+    this.residuals = new Int32Array(size);
+    this.normal = new Int32Array(size);
     /** @type {Float32Array[]} */
     this.linear = [];
   }
@@ -198,11 +189,11 @@ class Phase {
   /** The samples, of which outside rows and columns those of `outside` are taken. @param {Grid<Uint8Array>} outside
    *  @param {number} rows @param {number} columns */
   async run(outside, rows, columns) {
-    const { x, state: { h, w } } = this;
+    const { x, h, w } = this;
     const picture = new Grid(outside.data.slice(), h, w);
     for (let k = 0; k < 3; k++) {
       const prediction = new Grid(new Int32Array(3 * h * w), h, w);
-      await this.state.each((top, count, i) => this.predict(k, top, count, i, prediction.data));
+      await inStripes(h, w, (top, count, i) => this.predict(k, top, count, i, prediction.data));
       const plane = picture.part(ORDER[k], ORDER[k] + 1);
       if (k < this.walk.colours) {
         const inside = prediction.box(0, 0, rows, columns);
@@ -229,10 +220,10 @@ class Phase {
   /** @param {number} k @param {number} top @param {number} rows @param {number} index
    *  @param {Int32Array} prediction mean, scale and shape [3, h, w] */
   async predict(k, top, rows, index, prediction) {
-    const { centre: { data: centre }, span, residuals, state, state: { h, w } } = this;
+    const { centre, span, residuals, h, w } = this;
     /** @type {Grids} */
-    const inputs = { x: state.rows(top, rows, 0) };
-    if (!k && this.known) inputs.known = this.known.rows(top, rows + 4);
+    const inputs = { x: this.state.part(top + 1, top + rows + 1) };
+    if (this.known && !k) inputs.known = this.known.rows(top, rows + 4);
     const { out, linear } = await this.walk.weights.run(`${this.graph}.${k}`, inputs);
     if (linear) this.linear[index] = linear.data;
     const [o, own, size, area] = [out.data, this.linear[index], rows * w, h * w];
@@ -255,17 +246,16 @@ class Phase {
 
   /** @param {number} k @param {Int32Array} prediction */
   see(k, prediction) {
-    const { state, state: { h, w }, residuals, normal } = this;
-    const area = h * w;
-    for (let i = 0, n = k * area; i < area; i++, n++) {
-      residuals[n] = 8 * this.x[n] - prediction[i];
-      normal[n] = clamp(rint((residuals[n] * INVERSES[prediction[area + i]]) / 64), -256, 256);
+    const [area, { inBytes }] = [this.h * this.w, this];
+    const [residuals, normal] = [this.residuals, this.normal].map((all) => all.subarray(k * area, (k + 1) * area));
+    for (let i = 0; i < area; i++) {
+      residuals[i] = 8 * this.x[k * area + i] - prediction[i];
+      normal[i] = clamp(rint((residuals[i] * INVERSES[prediction[area + i]]) / 64), -256, 256);
     }
     if (k === 2) return;
-    const [own, end] = [residuals.subarray(k * area, (k + 1) * area), (k + 1) * area];
-    this.given = state.coarse(this.given, own.map((v) => rint(v / 2)));
-    this.given = state.sides(this.given, normal.subarray(k * area, end));
-    this.given = state.logarithms(this.given, own);
+    const halves = residuals.map((residual) => rint(residual / 2));
+    const told = [...coarse([halves], inBytes), ...signs([normal], inBytes), logarithm(residuals, inBytes)];
+    this.given = putPlanes(this.state, this.given, told);
   }
 }
 
@@ -297,27 +287,26 @@ class Level {
     /** In quarters. */
     this.mean = localMean(new Grid(Int32Array.from(data), h, w)).data.map((v) => rint(v / 4));
     const smooth = localMean(new Grid(this.mean, h, w)).data;
-    this.bands = new Int32Array(3 * size);
-    this.mean.forEach((m, i) => {
-      const bands = [4 * data[i] - m, m - 512, 2 * (m - rint(smooth[i] / 16))];
-      bands.forEach((band, b) => (this.bands[b * size + i] = band));
-    });
+    this.bands = [0, 1, 2].map((band) => this.mean.map((m, i) => [4 * data[i] - m, m - 512, 2 * (m - rint(smooth[i] / 16))][band]));
   }
 
   /** @param {Grid<any>} [coarser] features of the level before
    *  @returns {Promise<{x: Grid<Uint8Array>, features: Grid<any> | undefined}>} */
   async run(coarser) {
     const { walk, name, rows, columns, x, x: { h, w } } = this;
-    const { weights: { config, graphs } } = walk;
-    const [bytes, more, { width }] = [config.activation_bits === 8, beside(config), config];
-    const entered = coarser?.channels ?? 0;
-    let state = new State(h, w, bytes ? sixteens(entered + 27) : 9 + entered, bytes);
-    const after = coarser && bytes ? state.place(0, coarser.data) : 0;
-    const next = state.coarse(after, this.bands);
-    if (coarser && !bytes) state.place(next, coarser.data);
+    const { weights, weights: { graphs, config, config: { width } } } = walk;
+    const [inBytes, area] = [config.activation_bits === 8, h * w];
+    const planes = (/** @type {Int32Array} */ all) => [0, 1, 2].map((c) => all.subarray(c * area, (c + 1) * area));
+    const told = coarse(this.bands.flatMap(planes), inBytes);
+    const features = [...range(coarser?.channels ?? 0)].map((c) => coarser?.part(c, c + 1).data ?? told[0]);
+    const channels = features.length + told.length;
+    /** @type {Uint8Array | Float32Array} */
+    const like = inBytes ? new Uint8Array(0) : new Float32Array(0);
+    let state = emptyState(like, h, w, inBytes ? sixteens(channels) : channels);
+    putPlanes(state, 0, inBytes ? [...features, ...told] : [...told, ...features]);
     const layers = ["entry"];
-    for (let k = 0; `${name}.blocks.${k}` in graphs; k++) layers.push(`blocks.${k}`);
-    for (const layer of layers) state = await this.layer(state, layer, layer === layers.at(-1) ? more : 0);
+    while (`${name}.blocks.${layers.length - 1}` in graphs) layers.push(`blocks.${layers.length - 1}`);
+    for (const layer of layers) state = await this.layer(state, layer, layer === layers[layers.length - 1]);
     const fine = new Grid(new Uint8Array(3 * rows * columns), rows, columns);
     place(fine, x, 0, 0);
     const known = [x.box(-2, -2, h + 4, w + 4)];
@@ -327,51 +316,57 @@ class Level {
       const { centre, spread } = nearest(known, four);
       const all = new Uint8Array(known.length * known[0].data.length);
       known.forEach(({ data }, i) => all.set(data, i * data.length));
-      const around = new Grid(all, h + 4, w + 4);
-      const phase = new Phase(walk, `${name}.${letter}`, state, width, centre, 64, spread, around, passes);
+      const seen = new Grid(all, h + 4, w + 4);
+      const phase = new Phase(walk, `${name}.${letter}`, state, width, centre, 64, planes(spread), seen, passes);
       const picture = await phase.run(x, (rows + 1 - row) >> 1, (columns + 1 - column) >> 1);
       place(fine, picture, row, column);
       if (`${name}.updates.${letter}` in graphs) {
-        const difference = Int32Array.from(picture.data, (v, i) => 4 * v - this.mean[i]);
-        state.sides(state.coarse(width, difference), phase.normal);
-        state = await this.layer(state, `updates.${letter}`, letter === "C" ? 0 : more);
+        const apart = planes(this.mean.map((m, i) => 4 * picture.data[i] - m));
+        putPlanes(state, width, [...coarse(apart, inBytes), ...signs(planes(phase.normal), inBytes)]);
+        state = await this.layer(state, `updates.${letter}`, letter !== "C");
       }
       known.push(picture.box(-2, -2, h + 4, w + 4));
     }
-    if (!(`${name}.features` in graphs)) return { x: fine, features: undefined };
-    const { y } = await walk.weights.run(`${name}.features`, { x: state.rows(0, h, 0) });
-    const features = new Grid(y.data.slice(), 2 * h, 2 * w);
-    for (let i = 0, n = 0; i < h * w; i++) {
-      const at = 4 * i - 2 * (i % w); // of the upper left of four
-      for (let c = 0; c < features.channels; c++) {
-        for (const place of [0, 1, 2 * w, 2 * w + 1]) features.data[c * 4 * h * w + at + place] = y.data[n++];
-      }
-    }
-    return { x: fine, features: features.box(0, 0, rows, columns) };
+    return { x: fine, features: `${name}.features` in graphs ? await this.handOn(state) : undefined };
   }
 
-  /** A 3x3 layer, to a state with room for more channels. @param {State} state @param {string} graph
-   *  @param {number} more */
-  async layer(state, graph, more) {
-    const { walk: { weights, weights: { config: { width } } }, name } = this;
-    const after = new State(state.h, state.w, width + more, state.bytes);
-    await state.each(async (top, rows) => {
-      const { data } = (await weights.run(`${name}.${graph}`, { x: state.rows(top, rows, 1) })).y;
-      for (let i = 0, at = (top + 1) * state.w * after.channels; i < data.length; i += width, at += after.channels) {
-        after.data.set(data.subarray(i, i + width), at);
+  /** A 3x3 layer. more: whether its state has room beside. @param {State} before @param {string} graph
+   *  @param {boolean} more @returns {Promise<State>} */
+  async layer(before, graph, more) {
+    const { config, config: { width } } = this.walk.weights;
+    const [h, w] = [before.channels - 2, before.h];
+    const state = emptyState(before.data, h, w, width + (more ? besideOf(config) : 0));
+    await inStripes(h, w, async (top, rows) => {
+      const { y } = await this.walk.weights.run(`${this.name}.${graph}`, { x: before.part(top, top + rows + 2) });
+      for (let i = 0; i < rows * w; i++) {
+        state.data.set(y.data.subarray(i * width, (i + 1) * width), ((top + 1) * w + i) * state.w);
       }
     });
-    return after;
+    return state;
+  }
+
+  /** What the next level takes. @param {State} state */
+  async handOn(state) {
+    const { rows, columns, x: { h, w } } = this;
+    const { y } = await this.walk.weights.run(`${this.name}.features`, { x: state.part(1, h + 1) });
+    const data = new (/** @type {any} */ (y.data).constructor)(y.data.length);
+    y.data.forEach((/** @type {number} */ v, /** @type {number} */ i) => {
+      const [at, channel] = [Math.floor(i / y.w), i % y.w];
+      const [row, column] = [2 * Math.floor(at / w) + ((channel >> 1) & 1), 2 * (at % w) + (channel & 1)];
+      data[((channel >> 2) * 2 * h + row) * 2 * w + column] = v;
+    });
+    return new Grid(data, 2 * h, 2 * w).box(0, 0, rows, columns);
   }
 }
 
-/** Where means start, and how far the four nearest known samples lie apart; of red and blue, less green.
+/** Where means start, in halves, and how far the four nearest known samples lie apart, in eighths; of red and blue, less
+ *  green.
  *  @param {Grid<Uint8Array>[]} known with two samples around @param {number[][]} four */
 function nearest(known, four) {
   const [{ h, w }, size] = [known[0], known[0].h * known[0].w];
   const [rows, columns] = [h - 4, w - 4];
   const centre = new Int32Array(3 * rows * columns);
-  const spread = new Int32Array(centre.length); // in eighths
+  const spread = new Int32Array(centre.length);
   for (let c = 0, n = 0; c < 3; c++) {
     for (let i = 2; i < rows + 2; i++) {
       for (let j = 2; j < columns + 2; j++, n++) {
@@ -385,7 +380,7 @@ function nearest(known, four) {
       }
     }
   }
-  return { centre: new Grid(centre, rows, columns), spread };
+  return { centre, spread };
 }
 
 /** Samples into every second row and column. @param {Grid<Uint8Array>} fine @param {Grid<Uint8Array>} x
