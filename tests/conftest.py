@@ -17,6 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, settings
+from numpy.typing import NDArray
 from PIL import Image
 from training_process import SECONDS
 
@@ -24,12 +25,13 @@ import vaecodec.codec
 import vaecodec.kinds
 from vaecodec import Codec, kinds
 from vaecodec.cli import main
-from vaecodec.lossless import layers as lossless
+from vaecodec.lossless import layers as lossless, refine
 from vaecodec.lossless.model import LosslessModel
 from vaecodec.lossy import misfits
 from vaecodec.lossy.layers import Config
 from vaecodec.lossy.model import LossyModel
 from vaecodec.training import loop as train, lossless as lossless_training, lossy as lossy_training
+from vaecodec.weights import scrambled_array
 
 HERE = Path(__file__).parent
 TINY = HERE / "golden" / "tiny.safetensors"
@@ -65,6 +67,34 @@ def moving(lossless: Codec) -> Codec:
     """The codec, whose tiles now move their scales."""
     weights = lossless.lossless
     weights.config = replace(weights.config, groups=20)
+    return lossless
+
+
+def refiners(width: int, levels: int) -> dict[str, NDArray[Any]]:
+    """Tensors of refiners that move everything, the same for ever."""
+    tensors: dict[str, NDArray[Any]] = {}
+    for number in range(1, min(refine.LEVELS, levels) + 1):
+        for k, phase in enumerate("DBC"):
+            for colour in range(3):
+                for index in (1, 2, 3):
+                    name, inputs = (
+                        refine.name_of(number, phase, colour, index),
+                        refine.input_count(phase, colour, index),
+                    )
+                    sizes = {"w_1": (width, inputs, 2000), "b_1": (width, 1, 30_000), "w_2": (3, width, 500)}
+                    for part, (rows, columns, spread) in (sizes | {"b_2": (3, 1, 9000)}).items():
+                        seed = 997 * (27 * number + 9 * k + 3 * colour + index)
+                        values = scrambled_array(1, 1, seed + rows * columns, spread)[0, 0, seed:]
+                        kind = np.int16 if part[0] == "w" else np.int32
+                        tensors[f"{name}.{part}"] = values.reshape(rows, columns).astype(kind)
+    return tensors
+
+
+def refined(lossless: Codec) -> Codec:
+    """The codec, whose tiles now move their scales and are refined."""
+    weights = moving(lossless).lossless
+    weights.config = replace(weights.config, refined=4)
+    weights.refiners = refine.layers_of(refiners(4, weights.config.levels), 4, weights.config.levels)
     return lossless
 
 
