@@ -73,28 +73,21 @@ def moving(lossless: Codec) -> Codec:
 def refiners(width: int, levels: int) -> dict[str, NDArray[Any]]:
     """Tensors of refiners that move everything, the same for ever."""
     tensors: dict[str, NDArray[Any]] = {}
-    for number in range(1, min(refine.LEVELS, levels) + 1):
-        for k, phase in enumerate("DBC"):
-            for colour in range(3):
-                for index in (1, 2, 3):
-                    name, inputs = (
-                        refine.name_of(number, phase, colour, index),
-                        refine.input_count(phase, colour, index),
-                    )
-                    sizes = {"w_1": (width, inputs, 2000), "b_1": (width, 1, 30_000), "w_2": (3, width, 500)}
-                    for part, (rows, columns, spread) in (sizes | {"b_2": (3, 1, 9000)}).items():
-                        seed = 997 * (27 * number + 9 * k + 3 * colour + index)
-                        values = scrambled_array(1, 1, seed + rows * columns, spread)[0, 0, seed:]
-                        kind = np.int16 if part[0] == "w" else np.int32
-                        tensors[f"{name}.{part}"] = values.reshape(rows, columns).astype(kind)
+    for seed, place in enumerate(refine.all_of(levels)):
+        inputs = refine.input_count(*place[1:])
+        sizes = {"w_1": (width, inputs, 2000), "b_1": (width, 1, 30_000), "w_2": (3, width, 500), "b_2": (3, 1, 9000)}
+        for part, (rows, columns, spread) in sizes.items():
+            values = scrambled_array(1, 100 + seed, rows * columns, spread)[0, -1]
+            kind = np.int16 if part[0] == "w" else np.int32
+            tensors[f"{refine.name_of(*place)}.{part}"] = values.reshape(rows, columns).astype(kind)
     return tensors
 
 
 def refined(lossless: Codec) -> Codec:
     """The codec, whose tiles now move their scales and are refined."""
     weights = moving(lossless).lossless
-    weights.config = replace(weights.config, refined=4)
-    weights.refiners = refine.layers_of(refiners(4, weights.config.levels), 4, weights.config.levels)
+    weights.config = replace(weights.config, refined=2)
+    weights.refiners = refine.layers_of(refiners(4, 2), 2)
     return lossless
 
 

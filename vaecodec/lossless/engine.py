@@ -65,7 +65,7 @@ class LosslessNetworks(Sessions):
         self.pixel_tables, self.prior_tables, self.posterior_tables = (
             tables_of(name, decoder) for name in ("pixels", "prior", "posterior")
         )
-        self.refiners = layers_of(decoder, self.config.refined, self.config.levels)
+        self.refiners = layers_of(decoder, self.config.refined)
         self._intra_op = 1  # stripes are shared out among threads, which waits less than sharing out operators
         self.groups = len(self.config.latents)
         if f"{self.known_answer():08x}" != self.answer:

@@ -52,4 +52,4 @@ class Config:
     vae_blocks: int = 2
     latents: tuple[int, ...] = (16, 16, 16)  # channels of z_1, z_2, z_3
     groups: int = 0  # of scale indices, each of which a tile moves to where its own residuals want it
-    refined: int = 0  # hidden width of the networks that refine the finest levels, see ``refine``; 0: none
+    refined: int = 0  # levels, the finest, whose phases come in passes that are refined, see ``refine``

@@ -8,21 +8,20 @@ sample alone, moves mean, scale index and shape by what the errors around the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .numbers import FRACTIONS, SCALE_MAX, SCALE_MIN, SCALES, SHAPES
+from .numbers import CHANNEL_ORDER, FRACTIONS, PHASES, SCALE_MAX, SCALE_MIN, SCALES, SHAPES
 
 Ints = NDArray[np.int32]
 Shorts = NDArray[np.int16]
 Floats = NDArray[np.float32]
 
-LEVELS = 2
-"""So many levels are refined, the finest."""
 PASSES = ((0, 0), (1, 1), (0, 1), (1, 0))
 """First row and column of each pass; the others are two apart."""
 SIDES = ((-1, 0), (1, 0), (0, -1), (0, 1))
@@ -35,8 +34,7 @@ BESIDE = {"B": (((-1, 0), (0, 0)),), "C": (((0, -1), (0, 0)), ((0, 0), (0, 1), (
 ERROR_MAX = 80
 """Errors, in sixteenths of a scale, are kept to this."""
 PIXEL_MAX = 64
-HIDDEN_MAX = 255
-WEIGHT_MAX = 2047
+INPUT_MAX, HIDDEN_MAX = 80, 255
 MEAN_MAX = 1024
 """Steps of 1/256 of a scale by which a mean can be moved."""
 _scales = [SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (n / (SCALES - 1)) for n in range(SCALES)]
@@ -67,23 +65,26 @@ def name_of(number: int, phase: str, colour: int, index: int) -> str:
     return f"refine.{number}.{phase}.{colour}.{index}"
 
 
-def layers_of(decoder: Mapping[str, NDArray[Any]], width: int, levels: int) -> dict[str, Layers]:
-    """All refiners by their names. Raises ValueError for tensors that do not fit or break the bounds of exact sums."""
-    refiners: dict[str, Layers] = {}
-    if not width:
-        return refiners
-    for number in range(1, min(LEVELS, levels) + 1):
-        for phase in "DBC":
-            for colour in range(3):
-                for index in range(1, len(PASSES)):
-                    name, inputs = name_of(number, phase, colour, index), input_count(phase, colour, index)
-                    shapes = {"w_1": (width, inputs), "b_1": (width, 1), "w_2": (3, width), "b_2": (3, 1)}
-                    parts = [decoder[f"{name}.{part}"] for part in shapes]
-                    for array, shape, limit in zip(parts, shapes.values(), (WEIGHT_MAX, 2**22) * 2, strict=True):
-                        if array.shape != shape or array.dtype.kind != "i" or abs(array.astype(np.int64)).max() > limit:
-                            raise ValueError(f"{name} does not fit")
-                    refiners[name] = Layers(*(part.astype(np.float32) for part in parts))
+def layers_of(decoder: Mapping[str, NDArray[Any]], refined: int) -> dict[str, Layers]:
+    """The refiners of so many levels by their names. Raises ValueError for tensors that do not fit or that break the
+    bounds of exact sums."""
+    refiners = {}
+    for place in all_of(refined):
+        name = name_of(*place)
+        parts = Layers(*(decoder[f"{name}.{part}"].astype(np.float32) for part in Layers._fields))
+        width, inputs = len(parts.w_1), input_count(*place[1:])
+        if [part.shape for part in parts] != [(width, inputs), (width, 1), (3, width), (3, 1)]:
+            raise ValueError(f"{name} does not fit")
+        for weight, bias, most in ((*parts[:2], INPUT_MAX), (*parts[2:], HIDDEN_MAX)):
+            if (most * abs(weight).sum(1, np.float64, keepdims=True) + abs(bias)).max(initial=0) >= 2**24:
+                raise ValueError(f"sums of {name} are not exact")
+        refiners[name] = parts
     return refiners
+
+
+def all_of(refined: int) -> Iterator[tuple[int, str, int, int]]:
+    """Number of the level, phase, colour and pass of each refiner."""
+    return itertools.product(range(1, refined + 1), PHASES, range(len(CHANNEL_ORDER)), range(1, len(PASSES)))
 
 
 def input_count(phase: str, colour: int, index: int) -> int:

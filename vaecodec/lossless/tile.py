@@ -123,7 +123,7 @@ def phase_views(picture: NDArray[np.int32], config: Config, colours: int) -> lis
         fine = picture[:, :: 2**level, :: 2**level]
         for row, column in ((1, 1), (0, 1), (1, 0)):  # D, B, C
             phases = [fine[c, row::2, column::2] for c in CHANNEL_ORDER[:colours]]
-            if config.refined and level < refine.LEVELS:
+            if level < config.refined:
                 phases = [phase[top::2, left::2] for phase in phases for top, left in refine.PASSES]
             views += phases
     return views
@@ -331,7 +331,7 @@ class Network:
             state = self.weights.level(depth, a, features)
             fine = np.empty((3, 2 * a.shape[1], 2 * a.shape[2]), np.uint8)
             fine[:, ::2, ::2] = a
-            refined = self.weights.config.refined > 0 and number <= refine.LEVELS
+            refined = number <= self.weights.config.refined
             known: list[refine.Phase] = []
             for name, row, column in zip(PHASES, (1, 0, 1), (1, 1, 0), strict=True):
                 size = (rows + 1 - row) // 2, (columns + 1 - column) // 2

@@ -242,5 +242,5 @@ def assembled(stored: Stored) -> LosslessWeights:
     model.vae.top_mean.copy_(decoder["top_mean"] * (LATENT_UNIT / LATENT_FRACTIONS))
     model.vae.top_index.copy_(decoder["top_index"])
     pixels, prior, posterior = (tables_of(name, stored.part("decoder")) for name in ("pixels", "prior", "posterior"))
-    refiners = layers_of(stored.part("decoder"), model.config.refined, model.config.levels)
+    refiners = layers_of(stored.part("decoder"), model.config.refined)
     return LosslessWeights(model, pixels, prior, posterior, refiners, stored.identity)
