@@ -123,6 +123,24 @@ def vaecodec_lossless() -> Codec:
     )
 
 
+def vaecodec_fast() -> Codec:
+    """vaecodec without networks and without loss."""
+    from vaecodec import Codec as Vaecodec
+
+    codec = Vaecodec("cpu")
+    return Codec(
+        "vaecodec_fast",
+        "vaecodec fast",
+        "vaecodec.Codec, lossless, fast",
+        (100,),
+        (),
+        lambda picture, _: codec.compress(picture, lossless=True, fast=True),
+        codec.decompress,
+        about_vaecodec(b""),
+        lossless=True,
+    )
+
+
 def pca() -> Codec:
     """The linear codec of ``pca.py``."""
     from . import pca as linear
@@ -326,6 +344,7 @@ CODECS: dict[str, Callable[[], Codec]] = {
     "avif": avif,
     "avif_psnr": avif_psnr,
     "vaecodec_lossless": vaecodec_lossless,
+    "vaecodec_fast": vaecodec_fast,
     "jpeg_xl_lossless": jpeg_xl_lossless,
     "webp_lossless": webp_lossless,
     "jpeg2000_lossless": jpeg2000_lossless,

@@ -1,14 +1,15 @@
-"""Pictures without a network: interlaced prediction, and a memory for graphics. FORMAT.md specifies it.
+"""Pictures without a network: interlaced prediction, fitted or not, and a memory for graphics. FORMAT.md specifies it.
 
 A picture becomes planes of values below a limit: its channels or, if few colours or few values occur, indices into
 a list of them. A plane is coded from its coarsest grid to its finest. On each grid the samples in even rows and
 columns are known, and the others follow in three phases. Each is predicted from known samples around it:
 
-    smooth   by the mean of the two middle ones of four neighbours; for photographs
+    smooth   by the mean of the two middle ones of four neighbours; for small photographs
     memory   by what stood between the same neighbours before; for text and drawings
+    fitted   by weights that the encoder states, where samples are many, see `fitted`; for photographs
 
-What is coded is the rank of the value in the order of likelihood that the prediction implies, under a table of a
-fixed family. The encoder picks a table for each context and states its number.
+Where nothing is fitted, what is coded is the rank of the value in the order of likelihood that the prediction implies,
+under a table of a fixed family. The encoder picks a table for each context and states its number.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import fitted
 from .coder import AnsStack
 from .errors import CorruptError
+from .fitted import UNIFORM, Floats, Known
 from .tables import TOTAL, Ints, Tables
 
 _Plane = NDArray[np.uint16]
@@ -27,7 +30,7 @@ _Values = NDArray[np.int32]
 _Push = tuple[Ints, Tables, Ints]
 
 _CHANNELS, _COLOURS, _VALUES = range(3)  # what the planes are: channels, indices of colours, indices of values
-_SMOOTH, _GUIDED, _MEMORY = range(3)  # guided: smooth in the difference to the first plane
+_SMOOTH, _GUIDED, _MEMORY, _FITTED = range(4)  # guided: smooth in the difference to the first plane
 _CONTEXTS = 19 * 9 * 3
 
 # Of each phase: its first sample in the grid, then four near and eight far neighbours, as (row, column).
@@ -46,7 +49,6 @@ _DIRECT, _ENTRIES = 256, 288
 _TABLES = 26 * 12
 _STATED = TOTAL // 64 // _TABLES
 _NUMBERS = Tables(np.zeros(1, int), [np.array([TOTAL - _STATED * _TABLES] + [_STATED] * _TABLES)], escape=False)
-_BITS = Tables(np.zeros(13, int), [np.full(1 << w, TOTAL >> w) for w in range(1, 14)], escape=False)
 
 
 @cache
@@ -185,46 +187,62 @@ class _Memory:
         return guess, state, entries
 
 
-def _around(grid: _Plane, start: tuple[int, int], offsets: Sequence[tuple[int, int]]) -> _Values:
+def _around(grid: Floats, start: tuple[int, int], offsets: Sequence[tuple[int, int]]) -> _Values:
     """Neighbours, int32 [offsets, N], of every second sample in every second row; the edges are mirrors."""
     if 1 in grid.shape:  # across a line there are none
         offsets = (list(offsets[:2]) * 6)[: len(offsets)]
-    (y, x), (height, width) = start, grid.shape
-    padded = np.pad(grid, 3, mode="reflect")
-    views = [padded[3 + y + dy : 3 + height + dy : 2, 3 + x + dx : 3 + width + dx : 2] for dy, dx in offsets]
-    around: _Values = np.stack(views).reshape(len(offsets), -1).astype(np.int32)
-    return around
+    around = np.empty((len(offsets), *grid[start[0] :: 2, start[1] :: 2].shape), np.int32)
+    fitted.around(np.pad(grid, fitted.EDGE, "reflect"), start, offsets, around)
+    return around.reshape(len(offsets), -1)
 
 
-def _code_plane(plane: _Plane, limit: int, kind: int, guide: _Plane, sizes: _Plane, code: _Code) -> None:
+def _known(plane: Ints, limit: int) -> Known:
+    """A plane of which nothing is said yet but its samples."""
+    samples: Floats = plane.astype(np.float32 if limit <= 256 else np.float64)
+    return Known(samples, np.zeros_like(samples))
+
+
+def _code_plane(
+    plane: Known,
+    limit: int,
+    kind: int,
+    before: Sequence[Known],
+    sizes: _Plane,
+    code: _Code,
+    fit: fitted.Code,
+    encoding: bool,
+) -> None:
     """Code a plane of which the first sample is known.
 
-    guide: the first plane of the picture. sizes: classes of the ranks in the plane before; set to those of this one.
+    before: the planes of the picture that are known. sizes: classes of the ranks in the plane before; set to those of
+    this one. fit: codes what is said in fitted phases.
     """
     memory = _Memory(limit)
-    memory.count(plane[0, :1])
-    step = 1 << (max(plane.shape) - 1).bit_length()
+    memory.count(plane.samples[0, :1].astype(np.int32))
+    step = 1 << (max(plane.samples.shape) - 1).bit_length()
     while step := step // 2:
-        grid, other, grid_sizes = (p[::step, ::step] for p in (plane, guide, sizes))
+        here_known, *others = (known.every(step) for known in (plane, *before))
+        (grid, errors), grid_sizes = here_known, sizes[::step, ::step]
+        if kind == _FITTED and fitted.pays(grid.shape):
+            fitted.code_grid(fit, _PHASES, here_known, others, limit, encoding)
+            continue
         for phase, ((y, x), offsets) in enumerate(_PHASES):
             here = np.s_[y::2, x::2]
-            values, size = grid[here].astype(np.int32).ravel(), grid_sizes[here].ravel()
-            if not values.size:
+            if not grid[here].size:
                 continue
+            values, size = grid[here].astype(np.int32).ravel(), grid_sizes[here].ravel()
             if kind == _MEMORY:
                 ranks = memory.code_phase(values, _around(grid, (y, x), offsets), phase, code)
             else:
                 near, base = _around(grid, (y, x), offsets[:_NEAR]), np.zeros_like(values)
-                if kind == _GUIDED:
-                    near -= _around(other, (y, x), offsets[:_NEAR])
-                    base = other[here].astype(np.int32).ravel()
-                a, b = np.minimum(near[0], near[1]), np.maximum(near[0], near[1])
-                c, d = np.minimum(near[2], near[3]), np.maximum(near[2], near[3])
-                one, two = np.maximum(a, c), np.minimum(b, d)  # the middle ones
-                spread = np.maximum(b, d) - np.minimum(a, c) + np.abs(one - two)
-                prediction = np.clip((one + two + 1 >> 1) + base, 0, limit - 1)
+                if before and kind != _SMOOTH:
+                    near -= _around(others[0].samples, (y, x), offsets[:_NEAR])
+                    base = others[0].samples[here].astype(np.int32).ravel()
+                twice, spread = fitted.middle(near)
+                prediction = np.clip((twice + 1 >> 1) + base, 0, limit - 1)
                 ranks = code(values, (_bit_length(spread) * 9 + size) * 3 + phase, _ByDistance(prediction, limit))
             grid[here] = values.reshape(grid[here].shape)
+            errors[here] = (ranks + 1 >> 1 << 3).reshape(grid[here].shape)
             grid_sizes[here] = (_bit_length(ranks) + 1 >> 1).reshape(grid[here].shape)
 
 
@@ -238,19 +256,23 @@ def _chosen(stated: Ints) -> Ints:
 def _fixed(value: int, bits: int) -> _Push:
     """A number of up to 8 bits, or 16 bits in two bytes, the upper one first."""
     parts = divmod(value, 256) if bits == 16 else (value,)
-    return np.array(parts), _BITS, np.full(len(parts), min(bits, 8) - 1)
+    return np.array(parts), UNIFORM, np.full(len(parts), min(bits, 8) - 1)
 
 
 def _pop_fixed(stack: AnsStack, bits: int) -> int:
-    return int.from_bytes(stack.pop(_BITS, np.full(-(-bits // 8), min(bits, 8) - 1)).astype(np.uint8).tobytes(), "big")
+    return int.from_bytes(
+        stack.pop(UNIFORM, np.full(-(-bits // 8), min(bits, 8) - 1)).astype(np.uint8).tobytes(), "big"
+    )
 
 
 def _plane_pushes(
-    plane: _Plane, limit: int, kind: int, guide: _Plane, sizes: _Plane
-) -> tuple[float, list[_Push], _Plane]:
-    """The cost of a plane in 1/256 bit, what to push, in the order of popping, and the new sizes."""
-    sizes = sizes.copy()
+    plane: Ints, limit: int, kind: int, before: Sequence[Known], sizes: _Plane, compared: bool
+) -> tuple[float, list[_Push], Known, _Plane]:
+    """The cost of a plane in 1/256 bit, what to push, in the order of popping, the plane as the next ones know it, and
+    the new sizes."""
+    known, sizes = _known(plane, limit), sizes.copy()
     parts: list[tuple[Ints, ...]] = [(np.zeros(0, np.int32),) * 4]
+    fits: list[_Push] = []
 
     def code(values: _Values, contexts: Ints, order: _Order) -> _Values:
         ranks = order.ranks(values)
@@ -260,7 +282,11 @@ def _plane_pushes(
         parts.append((contexts, entries, ranks[far] & (1 << width) - 1, width))
         return ranks
 
-    _code_plane(plane, limit, kind, guide, sizes, code)
+    def fit(values: Ints, tables: Tables, ids: Ints) -> Ints:
+        fits.append((values, tables, ids))
+        return values
+
+    _code_plane(known, limit, kind, before, sizes, code, fit, encoding=True)
     contexts, entries, _, widths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     counts = np.bincount(contexts * _ENTRIES + entries, minlength=_CONTEXTS * _ENTRIES).reshape(_CONTEXTS, -1)
     used = np.flatnonzero(counts.any(1))
@@ -275,46 +301,65 @@ def _plane_pushes(
     chosen = _chosen(stated)
     pushes = [_fixed(kind, 2), _fixed(int(plane[0, 0]), 16), (stated, _NUMBERS, np.zeros(_CONTEXTS, int))]
     for contexts, entries, low, width in parts:
-        pushes += [(entries, _family(), chosen[contexts]), (low, _BITS, width - 1)]
-    return cost, pushes, sizes
+        pushes += [(entries, _family(), chosen[contexts]), (low, UNIFORM, width - 1)]
+    if compared:  # which takes longer than coding them
+        cost += 256.0 * sum(float(tables.bits(ids, values).sum()) for values, tables, ids in fits)
+    return cost, pushes + fits, known, sizes
 
 
-def _planes_pushes(planes: NDArray[np.uint16], limit: int) -> list[_Push]:
+def _planes_pushes(planes: Ints, limit: int) -> list[_Push]:
     """What to push for planes [N, H, W], each in its cheapest kind."""
     pushes: list[_Push] = []
+    before: list[Known] = []
     sizes = np.zeros_like(planes[0])
-    for i, plane in enumerate(planes):
+    for plane in planes:
         flat = plane.ravel()
-        kinds = [_SMOOTH, _GUIDED][: 1 + (i > 0)]
-        if 8 * np.count_nonzero(flat[1:] == flat[:-1]) > 3 * flat.size:
+        drawn = 8 * np.count_nonzero(flat[1:] == flat[:-1]) > 3 * flat.size
+        large = fitted.pays(plane.shape)
+        kinds = [_FITTED] * large
+        if drawn or not large:
+            kinds += [_SMOOTH, _GUIDED][: 1 + len(before)]
+        if drawn:
             kinds.append(_MEMORY)  # which is the slow one
-        drafts = [_plane_pushes(plane, limit, kind, planes[0], sizes) for kind in kinds]
-        _, best, sizes = min(drafts, key=lambda draft: draft[0])
+        drafts = [_plane_pushes(plane, limit, kind, before, sizes, len(kinds) > 1) for kind in kinds]
+        _, best, known, sizes = min(drafts, key=lambda draft: draft[0])
         pushes += best
+        before.append(known)
     return pushes
 
 
+def _push_all(stack: AnsStack, pushes: list[_Push]) -> None:
+    """Push what is popped in this order."""
+    for push in reversed(pushes):
+        stack.push(*push)
+
+
 def _pop_planes(stack: AnsStack, shape: tuple[int, int], count: int, limit: int) -> list[_Plane]:
-    planes = [np.zeros(shape, np.uint16) for _ in range(count)]
+    planes: list[Known] = []
     sizes = np.zeros(shape, np.uint16)
-    for i, plane in enumerate(planes):
+    for i in range(count):
         kind, first = _pop_fixed(stack, 2), _pop_fixed(stack, 16)
-        if first >= limit or kind > _MEMORY or (kind == _GUIDED and not i):
+        if first >= limit or (kind == _GUIDED and not i):
             raise CorruptError(f"plane of kind {kind} begins with {first}")
-        plane[0, 0] = first
+        plane = _known(np.zeros(shape, np.uint16), limit)
+        plane.samples[0, 0] = first
         chosen = _chosen(stack.pop(_NUMBERS, np.zeros(_CONTEXTS, int)))
 
         def code(values: _Values, contexts: Ints, order: _Order, chosen: Ints = chosen) -> _Values:
             ranks = stack.pop(_family(), chosen[contexts])
             far = np.flatnonzero(ranks >= _DIRECT)
-            ranks[far] = _joined(ranks[far], stack.pop(_BITS, _open_bits(ranks[far]) - 1))
+            ranks[far] = _joined(ranks[far], stack.pop(UNIFORM, _open_bits(ranks[far]) - 1))
             if ranks.max() >= limit:
                 raise CorruptError("sample beyond the limit")
             values[:] = order.values(ranks)
             return ranks
 
-        _code_plane(plane, limit, kind, planes[0], sizes, code)
-    return planes
+        def fit(_: Ints, tables: Tables, ids: Ints) -> Ints:
+            return stack.pop(tables, ids)
+
+        _code_plane(plane, limit, kind, planes, sizes, code, fit, encoding=False)
+        planes.append(plane)
+    return [plane.samples.astype(np.uint16) for plane in planes]
 
 
 def _order(channels: int) -> list[int]:
@@ -350,8 +395,7 @@ def push_plain(stack: AnsStack, samples: Ints, depth: int) -> None:
     pushes = [_fixed(layout, 2)]
     if layout != _CHANNELS:
         pushes += [_fixed(listed.shape[2] - 1, 16), *_planes_pushes(listed, limit)]
-    for push in reversed(pushes + _planes_pushes(planes, listed.shape[2])):
-        stack.push(*push)
+    _push_all(stack, pushes + _planes_pushes(planes, listed.shape[2]))
 
 
 def pop_plain(stack: AnsStack, shape: tuple[int, int, int], depth: int) -> NDArray[np.uint16]:

@@ -10,6 +10,9 @@ from collections import namedtuple
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate, chain
+from typing import Any
+
+from second_fitted import Sample, pop_phase
 
 TOTAL = 2**24
 CHANNELS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 1, 6: 3, 7: 4}  # by mode
@@ -128,7 +131,7 @@ class Coder:
         return 256 * upper + lower
 
 
-UNIFORM: dict[int, Sequence[int]] = {bits: range(0, TOTAL + 1, TOTAL >> bits) for bits in range(1, 15)}
+UNIFORM: dict[int, Sequence[int]] = {bits: range(0, TOTAL + 1, TOTAL >> bits) for bits in range(1, 17)}
 PREFIX = [0, *accumulate(max(1, 2**22 >> k) - 8 * (k == 0) for k in range(32) for side in (0, 1))]
 
 
@@ -249,12 +252,14 @@ def pop_memory(
 def pop_group(coder: Coder, height: int, width: int, count: int, limit: int) -> list[Plane]:
     """A group of planes."""
     planes: list[Plane] = []
-    before = [[0] * width for _ in range(height)]  # the ranks of the plane before
+    here = [[0] * width for _ in range(height)]  # ranks, first those of the plane before
+    errors: list[Plane] = []
     for number in range(count):
-        plane, here = ([[0] * width for _ in range(height)] for _ in "ab")
+        before, plane = [row[:] for row in here], [[0] * width for _ in range(height)]
+        errors.append([[0] * width for _ in range(height)])
         kind, plane[0][0] = coder.fixed(2), coder.fixed(16)
-        require(kind < 3 and not (kind == 1 and number == 0) and plane[0][0] < limit, "corrupt", "plane")
-        guide, guided = (planes or [plane])[0], kind == 1
+        require(not (kind == 1 and number == 0) and plane[0][0] < limit, "corrupt", "plane")
+        guide, guided = (planes or [plane])[0], kind == 1 or (kind == 3 and number > 0)
         statements = coder.array({0: STATEMENTS}, [0] * 513)
         chosen = list(accumulate(statements, lambda last, t: t - 1 if t else last, initial=0))[1:]
         memory: tuple[Slots, Slots] = {}, {}
@@ -267,6 +272,10 @@ def pop_group(coder: Coder, height: int, width: int, count: int, limit: int) -> 
                 places = [(s * y, s * x) for y in range(top, rows, 2) for x in range(left, columns, 2)]
                 near = [[mirrored(y + s * j, x + s * i, s, rows, columns) for j, i in offsets] for y, x in places]
                 if not places:
+                    continue
+                if kind == 3 and rows * columns >= 2**15 and min(rows, columns) >= 16:
+                    around = [(place, n) for place, n in zip(places, near, strict=True)]
+                    pop_fitted(coder, plane, planes, errors, around, limit)
                     continue
                 if kind == 2:
                     around = [[plane[y][x] for y, x in n] for n in near]
@@ -282,10 +291,28 @@ def pop_group(coder: Coder, height: int, width: int, count: int, limit: int) -> 
                     steps = (r // 2 if r % 2 == 0 else -(r + 1) // 2 for r in ranks)
                     values = [(p + step) % limit for p, step in zip(predictions, steps, strict=True)]
                 for (y, x), rank, value in zip(places, ranks, values, strict=True):
-                    here[y][x], plane[y][x] = rank, value
+                    here[y][x], plane[y][x], errors[-1][y][x] = rank, value, 8 * ((rank + 1) // 2)
         planes.append(plane)
-        before = here
     return planes
+
+
+def pop_fitted(
+    coder: Coder, plane: Plane, planes: list[Plane], errors: list[Plane], around: list[Any], limit: int
+) -> None:
+    def of(array: Plane, places: list[tuple[int, int]]) -> list[int]:
+        return [array[y][x] for y, x in places]
+
+    def values(lows: list[int], counts: list[list[int]], escape: bool, ids: list[int]) -> list[int]:
+        return pop_values(coder, lows, counts, escape, ids)
+
+    samples = []
+    for (y, x), n in around:
+        others = [(of(p, n), of(e, n), p[y][x], e[y][x]) for p, e in zip(planes, errors, strict=False)]
+        samples.append(Sample(of(plane, n), of(errors[-1], n), others))
+    popped = pop_phase(values, samples, limit)
+    require(popped is not None, "corrupt", "fitted phase")
+    for ((y, x), _), (value, error) in zip(around, popped or [], strict=True):
+        plane[y][x], errors[-1][y][x] = value, error
 
 
 def pop_plain(coder: Coder, height: int, width: int, channels: int, depth: int) -> Picture:

@@ -223,6 +223,7 @@ print(sorted({"torch", "PIL", "safetensors", "tqdm", "vaecodec.codec"} & sys.mod
         ["--target-bpp", "1", "--target-size", "1k"],
         ["--target-bpp", "1", "-q", "75"],
         ["--lossless", "-q", "75"],
+        ["--fast"],
         ["--lossless", "--target-psnr", "40"],
         ["-o", "-", "--overwrite"],
         ["-o", "-", "--preserve-times"],

@@ -675,3 +675,16 @@ def test_shipped_weights_beat_png(shipped_lossless: Path, photo: Image.Image) ->
     codec, image = Codec("cpu", shipped_lossless), Image.fromarray(np.asarray(photo))
     data = codec.compress(image, lossless=True)
     assert same(codec.decompress(data), image) and len(data) < 0.9 * len(saved(image, optimize=True))
+
+
+def test_fast_files_need_no_weights(tmp_path: Path) -> None:
+    """Neither to be made nor to be read, and every mode comes back."""
+    codec = Codec("cpu", weights=[])
+    for image in (picture(300, 200), picture(70, 50, "LA"), picture(260, 140, "L")):
+        data = codec.compress(image, lossless=True, fast=True)
+        file = unpack(data)
+        assert file.header.model == bytes(16) and {tile.method for tile in file.tiles} <= {PLAIN, RAW}
+        assert same(codec.decompress(data), image)
+    assert not codec._shelf._loaded
+    with pytest.raises(ValueError, match="fast is for lossless"):
+        codec.compress(image, fast=True)

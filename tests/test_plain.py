@@ -1,4 +1,5 @@
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,7 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
-from bitstream import AnsStack, CorruptError
+import bitstream
+from bitstream import AnsStack, CorruptError, fitted
 from bitstream.plain import _family, pop_plain, push_plain
 
 BELOW = b"\1\2\3\4\5\6\7\x08"  # what the stack already holds
@@ -73,6 +75,32 @@ def test_flat_pictures_cost_almost_nothing(shape: tuple[int, int, int]) -> None:
         assert len(push(np.full(shape, 200, np.uint8), depth)) <= len(BELOW) + 28
 
 
+def photograph(height: int, width: int, channels: int, depth: int) -> NDArray[np.uint16]:
+    """Slopes, edges, and noise of which the channels share a part."""
+    rng = np.random.default_rng(7)
+    y, x = np.mgrid[:height, :width][..., None]
+    planes = 0.45 + 0.2 * np.sin(x / 19 + np.arange(channels) / 9) + 0.15 * np.cos(y / 11) + 0.2 * (x + 2 * y > width)
+    planes = planes + rng.normal(0, 0.02, (height, width, 1)) + rng.normal(0, 0.01, (height, width, channels))
+    samples: NDArray[np.uint16] = (planes.clip(0, 1) * ((1 << depth) - 1)).astype(np.uint16)
+    return samples
+
+
+@pytest.mark.parametrize(
+    ("shape", "depth", "bits"),
+    [((256, 300, 3), 8, 4.3), ((2100, 16, 1), 8, 4.9), ((150, 270, 4), 12, 8.4), ((190, 200, 2), 16, 13)],
+)
+def test_fitted_pictures(shape: tuple[int, int, int], depth: int, bits: float) -> None:
+    """Grids that are just large enough, all numbers of channels, values of which the low bits are open."""
+    assert 8 * len(push(photograph(*shape, depth), depth)) < bits * np.prod(shape)
+
+
+def test_extremes_are_fitted() -> None:
+    """Sums reach their limits, where float32 is still exact."""
+    rng = np.random.default_rng(5)
+    push((rng.integers(0, 2, (200, 200, 3)) * 255).astype(np.uint8), 8)
+    push((rng.integers(0, 2, (180, 200, 1)) * 65535 + rng.integers(-1, 1, (180, 200, 1))).clip(0, 65535), 16)
+
+
 def test_known_answers() -> None:
     y, x = np.mgrid[:16, :16]
     smooth = np.stack([x * y * 9, 40 * x + y, 250 - 3 * x], -1)[:3, :4]
@@ -85,6 +113,9 @@ def test_known_answers() -> None:
     )
     digest = "3179e32123a0cf92a5d57fe6a0f8c22e86022e58dc0e5dcb9253f46a5ca9ae9c"
     assert hashlib.sha256(_family().digest_bytes()).hexdigest() == digest
+    digest = "89d8d4f516ca3c136a3396b444e5975c69089c1131c678864d031cfae2724363"
+    assert hashlib.sha256(fitted._family().digest_bytes()).hexdigest() == digest
+    assert digest in (Path(bitstream.__file__).parent / "FORMAT.md").read_text("utf-8")
 
 
 def test_both_coders_write_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:

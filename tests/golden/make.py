@@ -127,6 +127,7 @@ def made() -> Iterator[tuple[str, bytes]]:
 
     with mock.patch.object(lossy, "tile", 64), mock.patch.object(misfits, "signs", signs):
         yield "lossy mixed", lossy.compress(mixed, 100)
+    yield "lossless fitted", lossless.compress(picture(256, 128), lossless=True, fast=True)
     for mode in ("L", "RGB"):
         yield f"pca {mode}", pca.compress(modes[mode], 60)
 

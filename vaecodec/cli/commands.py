@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--target-psnr", type=click.FloatRange(0, min_open=True), help="dB to aim at, within 0.05.")
 @click.option("--best-effort", is_flag=True, help="Take the nearest there is to a target that no quality meets.")
 @click.option("-l", "--lossless", is_flag=True, help="Keep every pixel as it is, by bits-back coding.")
+@click.option("--fast", is_flag=True, help="With --lossless: without networks, a few times as fast, in more bytes.")
 @click.option(
     "-e",
     "--effort",
@@ -60,6 +61,7 @@ def compress(
     target_psnr: float | None,
     best_effort: bool,
     lossless: bool,
+    fast: bool,
     effort: int,
     metadata: list[str],
     depth: int | None,
@@ -81,6 +83,8 @@ def compress(
     asked = click.get_current_context().get_parameter_source("quality") != ParameterSource.DEFAULT
     if len(targets) + asked + lossless > 1:
         raise click.UsageError("--lossless, --quality and the targets exclude each other")
+    if fast and not lossless:
+        raise click.UsageError("--fast is for --lossless")
     if best_effort and not targets:
         raise click.UsageError("--best-effort is for targets")
     passes = 6 if target_psnr else 3 if targets else 1  # about; a search for a PSNR decodes as well
@@ -94,7 +98,8 @@ def compress(
         from ..targets import missed, search
 
         codec = machine.codec("lossless" if lossless else "lossy")
-        _ = codec.lossless if lossless else codec.lossy  # what is wrong with them is wrong once, and not for each file
+        if not fast:  # what is wrong with the weights is wrong once, and not for each file
+            _ = codec.lossless if lossless else codec.lossy
 
         def work(job: files.Job, follow: batch.Follow) -> batch.Done:
             with inout.opened(job.source) as source:
@@ -123,7 +128,9 @@ def compress(
                 data = found.data
                 notes.append(f"quality {found.quality:g}")
             else:
-                data = codec.compress(picture, quality, progress, lossless=lossless, effort=effort, limits=limits)
+                data = codec.compress(
+                    picture, quality, progress, lossless=lossless, fast=fast, effort=effort, limits=limits
+                )
             size, used = len(data), read_header(data).depth
             with inout.written(job, data, keep_times=request.keep_times) as temporary:
                 written = temporary or data
