@@ -20,7 +20,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from conftest import LOSSLESS, TINY, TINY_FINER, TINY_LOSSLESS, moving, picture  # noqa: E402
+from conftest import LOSSLESS, TINY, TINY_FINER, TINY_LOSSLESS, moving, picture, refined  # noqa: E402
 
 from benchmarks import pca  # noqa: E402
 from vaecodec import Codec  # noqa: E402
@@ -128,6 +128,8 @@ def made() -> Iterator[tuple[str, bytes]]:
     with mock.patch.object(lossy, "tile", 64), mock.patch.object(misfits, "signs", signs):
         yield "lossy mixed", lossy.compress(mixed, 100)
     yield "lossless fitted", lossless.compress(picture(256, 128), lossless=True, fast=True)
+    with mock.patch.object(TileCoder, "push", by_networks):
+        yield "lossless refined", refined(Codec("cpu", TINY_LOSSLESS)).compress(picture(90, 70), lossless=True)
     for mode in ("L", "RGB"):
         yield f"pca {mode}", pca.compress(modes[mode], 60)
 
@@ -138,6 +140,8 @@ def decoded(name: str, data: bytes) -> NDArray[Any]:
         return Codec("cpu").decode_array(data)
     if name == "lossless-moving":
         return moving(Codec("cpu", TINY_LOSSLESS)).decode_array(data)
+    if name == "lossless-refined":
+        return refined(Codec("cpu", TINY_LOSSLESS)).decode_array(data)
     tiny = TINY_LOSSLESS if name.startswith("lossless") else TINY_FINER if name == "lossy-finer" else TINY
     return Codec("cpu", tiny).decode_array(data)
 
