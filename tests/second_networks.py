@@ -279,30 +279,38 @@ class Lossless:
 
     # Samples
 
-    def pop_samples(self, eighths: Array, scales: Array, shapes: Array) -> tuple[Array, Array]:
-        """Samples, and what is added to each scale."""
-        moves = np.zeros(40, int)
-        groups = self.weights.config["groups"]
+    def offsets(self, scales: Array) -> Array:
+        """What is added to each scale."""
+        groups, moved = self.weights.config["groups"], np.zeros(40, int)
         if groups:
-            group = scales * groups // 40
-            often = [g for g in range(groups) if (group == g).sum() >= 64]
-            moved = np.zeros(groups, int)
-            moved[often] = second.pop_values(self.coder, *OFFSETS, [0] * len(often))
-            moves = moved[np.arange(40) * groups // 40]
-        return self.pop_under(eighths, np.clip(scales + moves[scales], 0, 39), shapes), moves
+            counts = np.bincount(scales.ravel() * groups // 40, minlength=groups)
+            often = np.flatnonzero(counts >= 64)
+            by = np.zeros(groups, int)
+            by[often] = second.pop_values(self.coder, *OFFSETS, [0] * len(often))
+            moved = by[np.arange(40) * groups // 40]
+        return moved
+
+    def pop_samples(self, eighths: Array, scales: Array, shapes: Array) -> Array:
+        return self.pop_under(eighths, np.clip(scales + self.offsets(scales)[scales], 0, 39), shapes)
 
     def pop_under(self, eighths: Array, scales: Array, shapes: Array) -> Array:
         ids = (scales * 3 + shapes) * 8 + eighths % 8
         values = second.pop_values(self.coder, *self.pixels, ids.ravel().tolist())
         return np.array(values, int).reshape(eighths.shape) + eighths // 8
 
-    def passes(self, place: str, parts: tuple[Array, Array, Array], errors: dict[tuple[str, int], Array]) -> Array:
-        """Samples of one colour of a phase, and their errors into ``errors``; these have a margin of one, and more."""
+    def passes(
+        self, place: str, parts: tuple[Array, Array, Array], errors: dict[tuple[str, int], Array], a: Array
+    ) -> Array:
+        """Samples of one colour of a phase, and their errors into ``errors``; these have a margin of one, and more.
+        a: the colour's samples of A."""
         _, phase, colour = place.split(".")
         k, (m, i, shapes) = int(colour), parts
         rows, columns = m.shape
         x, e = np.zeros((rows, columns), int), np.zeros((rows + 3, columns + 3), int)
         y = np.pad(m, 1, "edge") if m.size else np.zeros((rows + 2, columns + 2), int)
+        t = [round(16 * math.log2(8 + int((a == v).sum()))) for v in range(256)]
+        t = [t[0], *t, t[-1], t[-1]]
+        more = np.clip(np.diff(t), -64, 64)
         for j, ((top, left), fours) in enumerate(PASSES):
             mine = (slice(top, None, 2), slice(left, None, 2))
 
@@ -314,41 +322,41 @@ class Lossless:
                 return whole[top::2, left::2]
 
             if j == 0:
-                x[mine], moves = self.pop_samples(m[mine], i[mine], shapes[mine])
+                moves = self.offsets(i[mine])
                 i = np.clip(i + moves[i], 0, 39)
-            else:
-                mean, scale, shape = m[mine], i[mine], shapes[mine]
-                places = [place for four in fours for place in four]
-                inputs, f = [at(e, *place) for place in places], []
-                if phase == "D":
-                    inputs += [np.clip((at(y, *p) - mean) * SHARP[scale] + 2048 >> 12, -64, 64) for p in places]
-                for four in fours:
-                    inputs.append((sum(abs(at(e, *p)) for p in four) >> 2) - 16)
-                    f.append(sum(at(e, *p) for p in four) + 2 >> 2)
-                for earlier in range(k):
-                    f.append(at(errors[phase, earlier]))
-                    inputs += [f[-1], abs(f[-1])]
-                for other, touching in zip("DB", BESIDE[phase], strict=False):
-                    found = [at(errors[other, k], *p) for p in touching]
-                    inputs += found
-                    f.append(sum(found) // len(found))
-                inputs += [2 * scale - 32, 16 * shape - 16]
-                mode, *_ = second.pop_values(self.coder, *MODES, [0])
-                if mode:
-                    name = f"refine.{place}.{j}"
-                    w_1, b_1, w_2, b_2 = (
-                        self.weights.tensors[f"{name}.{part}"].astype(np.int64) for part in ("w_1", "b_1", "w_2", "b_2")
-                    )
-                    h = np.clip(w_1 @ np.stack(inputs).reshape(len(inputs), mean.size) + b_1 >> 8, 0, 255)
-                    o = (w_2 @ h + b_2).reshape(3, *mean.shape)
-                    if mode == 2:
-                        own = second.pop_values(self.coder, *WEIGHTS, [0] * len(f))
-                        o[0] += 32 * sum(w * part for w, part in zip(own, f, strict=True))
-                    by = np.clip(o[0] + 32 >> 6, -1024, 1024)
-                    mean = np.clip(mean + (by * WIDE[scale] + 2048 >> 12), 0, 2040)
-                    scale = np.clip(scale + (o[1] + 2048 >> 12), 0, 39)
-                    shape = np.clip(shape + (o[2] + 8192 >> 14), 0, 2)
-                x[mine] = self.pop_under(mean, scale, shape)
+            mean, scale, shape = m[mine], i[mine], shapes[mine]
+            places = [place for four in fours for place in four]
+            inputs, f = [at(e, *place) for place in places], []
+            if phase == "D":
+                inputs += [np.clip((at(y, *p) - mean) * SHARP[scale] + 2048 >> 12, -64, 64) for p in places]
+            for four in fours:
+                inputs.append((sum(abs(at(e, *p)) for p in four) >> 2) - 16)
+                f.append(sum(at(e, *p) for p in four) + 2 >> 2)
+            for earlier in range(k):
+                f.append(at(errors[phase, earlier]))
+                inputs += [f[-1], abs(f[-1])]
+            for other, touching in zip("DB", BESIDE[phase], strict=False):
+                found = [at(errors[other, k], *p) for p in touching]
+                inputs += found
+                f.append(sum(found) // len(found))
+            inputs += [2 * scale - 32, 16 * shape - 16]
+            inputs += [more[mean // 8 + v] for v in range(3)] + [4 * (mean % 8) - 16]
+            mode, *_ = second.pop_values(self.coder, *MODES, [0])
+            if mode:
+                name = f"refine.{place}.{j}"
+                w_1, b_1, w_2, b_2 = (
+                    self.weights.tensors[f"{name}.{part}"].astype(np.int64) for part in ("w_1", "b_1", "w_2", "b_2")
+                )
+                h = np.clip(w_1 @ np.stack(inputs).reshape(len(inputs), mean.size) + b_1 >> 8, 0, 255)
+                o = (w_2 @ h + b_2).reshape(3, *mean.shape)
+                if mode == 2:
+                    own = second.pop_values(self.coder, *WEIGHTS, [0] * len(f))
+                    o[0] += 32 * sum((w * part for w, part in zip(own, f, strict=True)), start=np.zeros_like(mean))
+                by = np.clip(o[0] + 32 >> 6, -1024, 1024)
+                mean = np.clip(mean + (by * WIDE[scale] + 2048 >> 12), 0, 2040)
+                scale = np.clip(scale + (o[1] + 2048 >> 12), 0, 39)
+                shape = np.clip(shape + (o[2] + 8192 >> 14), 0, 2)
+            x[mine] = self.pop_under(mean, scale, shape)
             x[mine] = np.clip(x[mine], 0, 255)
             e[1 : 1 + rows, 1 : 1 + columns][mine] = np.clip((8 * x - m) * SHARP[i] + 512 >> 10, -80, 80)[mine]
             y[1 : 1 + rows, 1 : 1 + columns][mine] = 8 * x[mine]
@@ -391,11 +399,10 @@ class Lossless:
                 part = (slice(rows), slice(columns))
                 ints = (8 * mean[part]).astype(int), index[part].astype(int), shape[part].astype(int)
                 if errors is None:
-                    x[c][part] = np.clip(self.pop_samples(*ints)[0], 0, 255)
+                    x[c][part] = np.clip(self.pop_samples(*ints), 0, 255)
                 else:
-                    x[c][part] = self.passes(
-                        f"{self.weights.config['levels'] - int(name[7])}.{name[-1]}.{k}", ints, errors
-                    )
+                    place = f"{self.weights.config['levels'] - int(name[7])}.{name[-1]}.{k}"
+                    x[c][part] = self.passes(place, ints, errors, outside[c])
             else:
                 x[c] = x[1]
             residuals.append(x[c] - mean)

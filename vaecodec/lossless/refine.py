@@ -9,6 +9,7 @@ sample alone, moves mean, scale index and shape by what the errors around the sa
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ BESIDE = {"B": (((-1, 0), (0, 0)),), "C": (((0, -1), (0, 0)), ((0, 0), (0, 1), (
 
 ERROR_MAX = 80
 """Errors, in sixteenths of a scale, are kept to this."""
-PIXEL_MAX = 64
+PIXEL_MAX, USAGE_MAX = 64, 64
 INPUT_MAX, HIDDEN_MAX = 80, 255
 MEAN_MAX = 1024
 """Steps of 1/256 of a scale by which a mean can be moved."""
@@ -84,12 +85,22 @@ def layers_of(decoder: Mapping[str, NDArray[Any]], refined: int) -> dict[str, La
 
 def all_of(refined: int) -> Iterator[tuple[int, str, int, int]]:
     """Number of the level, phase, colour and pass of each refiner."""
-    return itertools.product(range(1, refined + 1), PHASES, range(len(CHANNEL_ORDER)), range(1, len(PASSES)))
+    return itertools.product(range(1, refined + 1), PHASES, range(len(CHANNEL_ORDER)), range(len(PASSES)))
 
 
 def input_count(phase: str, colour: int, index: int) -> int:
     beside = sum(len(places) for places in BESIDE.get(phase, ()))
-    return len(NEIGHBOURS[index]) * (1 + (phase == "D")) + (index > 1) + 1 - (index == 2) + 2 * colour + beside + 2
+    return len(NEIGHBOURS[index]) * (1 + (phase == "D")) + (index > 0) + (index > 2) + 2 * colour + beside + 6
+
+
+def usage_of(a: NDArray[np.uint8]) -> Ints:
+    """How often values occur in the samples of one colour of phase A: 16 log2(8 + count), int32 [256].
+
+    Pictures from scanners, or with curves applied, use some values more than those beside them.
+    """
+    counts = np.bincount(a.ravel(), minlength=256)
+    usage: Ints = np.rint(16 * np.log2(8 + counts)).astype(np.int32)  # no count is near a tie
+    return usage
 
 
 @dataclass
@@ -108,22 +119,25 @@ class Passes:
     """The passes of one phase and colour.
 
     prediction: mean in eighths, scale index and shape, int32 [3, rows, columns]. before: the phases of this level that
-    are known; phase: this one, with the colours that are known, to which this one is added.
+    are known; phase: this one, with the colours that are known, to which this one is added. usage: see ``usage_of``.
     """
 
-    def __init__(self, prediction: Ints, phase: Phase, before: Sequence[Phase]) -> None:
+    def __init__(self, prediction: Ints, phase: Phase, before: Sequence[Phase], usage: Ints) -> None:
         self.prediction = prediction
         self.mean, self.scale, self.shape = prediction
-        self.phase, self.before, self.colour = phase, before, len(phase.errors)
+        self.phase, self.before, self.colour = phase, tuple(before), len(phase.errors)
         rows, columns = phase.size
         self.errors = np.zeros((rows + 2, columns + 2), np.int16)
         self.steps = np.pad(self.mean.astype(np.int16), 1, "edge" if self.mean.size else "constant")
         """What is known of samples, in eighths: themselves or their means."""
+        more = np.diff(np.pad(usage, (1, 2), "edge")).clip(-USAGE_MAX, USAGE_MAX).astype(np.int16)
+        self.usage = np.lib.stride_tricks.sliding_window_view(more, 256)
+        """int16 [3, 256]: how much more often values one above v - 1, v and v + 1 occur than these."""
         phase.errors.append(self.errors)
 
     def move(self, moving: Ints) -> None:
         """Take other scale indices, ``moving`` [SCALES] of those that the networks gave."""
-        self.scale = moving[self.scale]
+        self.scale = moving[self.prediction[1]]
 
     def at(self, index: int, plane: NDArray[Any], row: int = 0, column: int = 0) -> NDArray[Any]:
         """Of a plane with a margin of 1, the samples of a pass, moved."""
@@ -166,7 +180,9 @@ class Passes:
             parts += touching
             own.append(np.stack(touching).sum(0, np.int16) // len(touching))
         parts += [2 * scale - 32, 16 * shape - 16]
-        return flat(parts), flat(own)
+        floors = mean // FRACTIONS
+        parts += [more[floors] for more in self.usage] + [4 * (mean - floors * FRACTIONS) - 16]
+        return flat(parts, mean.shape), flat(own, mean.shape)
 
     def moved(self, index: int, outputs: Ints | None) -> tuple[Ints, Ints, Ints]:
         """Mean, scale index and shape of the samples of a pass, by a refiner's outputs."""
@@ -179,8 +195,8 @@ class Passes:
         return mean, scale, (shape + (outputs[2] + 8192 >> 14)).clip(0, SHAPES - 1)
 
 
-def flat(parts: list[NDArray[Any]]) -> Shorts:
-    inputs = np.empty((len(parts), *parts[0].shape), np.int16)
+def flat(parts: list[NDArray[Any]], size: tuple[int, ...]) -> Shorts:
+    inputs = np.empty((len(parts), *size), np.int16)
     for whole, part in zip(inputs, parts, strict=True):
         whole[:] = part
-    return inputs.reshape(len(parts), parts[0].size)
+    return inputs.reshape(len(parts), math.prod(size))

@@ -93,22 +93,43 @@ class PixelCodec:
         offsets: Values = OFFSETS[np.argmin(costs, 0)]
         return offsets
 
+    def push_offsets(self, stack: AnsStack) -> None:
+        if self.offsets is not None:
+            self.offset_codec.push(stack, self.offsets)
+
+    def pop_offsets(self, stack: AnsStack) -> None:
+        if self.groups:
+            self.offsets = self.offset_codec.pop(stack)
+
     def _under(self, moving: Values) -> Codec[Values]:
         return table_codec(self.tables, *entries(self.steps, moving[self.scales], self.shapes))
 
     def _push(self, stack: AnsStack, values: Values) -> None:
         self._under(self.moving(values)).push(stack, values)
-        if self.offsets is not None:
-            self.offset_codec.push(stack, self.offsets)
+        self.push_offsets(stack)
 
     def _pop(self, stack: AnsStack) -> Values:
-        if self.groups:
-            self.offsets = self.offset_codec.pop(stack)
+        self.pop_offsets(stack)
         return self._under(self.moving(self.steps)).pop(stack)
 
 
+def first_codec(first: PixelCodec, passes: Passes, refiner: Layers) -> Codec[Values]:
+    """Samples [N] of pass 0, with the offsets of ``first``, which hold for all passes."""
+
+    def push(stack: AnsStack, values: Values) -> None:
+        refined_codec(first.tables, passes, 0, refiner).push(stack, values)
+        first.push_offsets(stack)
+
+    def pop(stack: AnsStack) -> Values:
+        first.pop_offsets(stack)
+        passes.move(first.moving(first.steps))
+        return refined_codec(first.tables, passes, 0, refiner).pop(stack)
+
+    return Codec(push, pop)
+
+
 def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -> Codec[Values]:
-    """Samples [N] of a later pass. Before them the tile says what to do, and the weights of ``WEIGHED``."""
+    """Samples [N] of a pass. Before them the tile says what to do, and the weights of ``WEIGHED``."""
     seen, around = passes.inputs(index)
     mode_codec = table_codec(MODE_TABLES, np.zeros(1, np.int32))
     weight_codec = table_codec(WEIGHT_TABLES, np.zeros(len(around), np.int32))
