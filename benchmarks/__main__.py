@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: kodak, bitsback, visual, speed, scaling, effort, same-bytes, theory, readme, pca-train,
+"""``python -m benchmarks``: kodak, bitsback, depth, speed, scaling, effort, same-bytes, theory, readme, pca-train,
 training-speed, sweep."""
 
 from pathlib import Path
@@ -8,7 +8,7 @@ import click
 from vaecodec.folders import PICTURES
 
 try:
-    from . import bitsback, effort, kodak, pca, same_bytes, scaling, speed, sweep, theory, training_speed, visual
+    from . import bitsback, depth, effort, kodak, pca, same_bytes, scaling, speed, sweep, theory, training_speed
     from .codecs import CODECS
 except ModuleNotFoundError as error:
     raise SystemExit(
@@ -81,12 +81,12 @@ def bitsback_command(data: Path, out: Path) -> None:
     bitsback.run(find_pictures(data), out / data.resolve().name)
 
 
-@main.command("visual")
+@main.command("depth")
 @data_option
 @out_option
-def visual_command(data: Path, out: Path) -> None:
-    """SSIMULACRA2 at five qualities, and AVIF's in no more bytes."""
-    visual.run(find_pictures(data), out / data.resolve().name)
+def depth_command(data: Path, out: Path) -> None:
+    """The same pictures with 8, 10, 12 and 16 bits a sample."""
+    depth.run(find_pictures(data), out / data.resolve().name)
 
 
 @main.command("speed")

@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,12 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from vaecodec.cli import main as vaecodec_main
-from vaecodec.metrics import SIDE_MIN, compare, psnr
+from vaecodec.metrics import SIDE_MIN, compare, psnr, ssimulacra2
 
 from . import plots, report
 from .bd_rate import Curve, bd_rate
 from .codecs import CODECS, Codec
-from .measured import Point, Result, Row, as_json, decibels, from_json, in_decibels, in_psnr
+from .measured import Point, Result, Row, as_json, decibels, from_json, in_decibels, in_psnr, in_scores
 from .pictures import Cache, Picture, open_picture
 from .speed import fresh_process
 
@@ -32,6 +34,11 @@ RANGE = (30.5, 36.0)
 """PSNR in dB over which BD-rates are quoted: the span that nearly every published Kodak curve covers."""
 ANCHORS = ("jpeg420", "avif_psnr")
 """Codecs against which BD-rates are given."""
+SEEN_RANGES = ((10.0, 50.0), (50.0, 80.0))
+"""SSIMULACRA2 over which BD-rates are quoted: up to medium quality, and from there to more than high."""
+MANY = 9
+"""Qualities, of which earlier results get an SSIMULACRA2 at every one."""
+SEEN_ANCHORS = ("jpeg420", "avif")
 
 Curves = dict[str, Curve]
 Table = list[list[str]]
@@ -93,9 +100,10 @@ def measure_one(codec: Codec, picture: Picture, quality: float) -> dict[str, flo
             raise click.ClickException(f"{codec.title}: the decoded pixels of {picture.name} differ")
         quality_of = {"psnr": math.inf, "ms_ssim": 1.0}
     else:
-        similarity = compare(picture.image, decoded).ms_ssim
-        assert similarity is not None  # smaller pictures have been refused
-        quality_of = {"psnr": psnr(picture.image, decoded), "ms_ssim": similarity}
+        likeness = compare(picture.image, decoded)
+        assert likeness.ms_ssim is not None  # smaller pictures have been refused
+        score = math.nan if likeness.ssimulacra2 is None else likeness.ssimulacra2
+        quality_of = {"psnr": psnr(picture.image, decoded), "ms_ssim": likeness.ms_ssim, "ssimulacra2": score}
     return {"bytes": len(data), **quality_of, "encode_s": marks[1] - marks[0], "decode_s": marks[2] - marks[1]}
 
 
@@ -117,6 +125,28 @@ def measure(codec: Codec, pictures: list[Picture], cache: Cache, progress: Calla
         point.rows.append(Row(picture.name, picture.pixels, **cell))
         progress()
     return points
+
+
+def with_scores(result: Result, pictures: list[Picture], cache: Cache) -> Result:
+    """An earlier result with the SSIMULACRA2 that it lacks, of files that are made anew; of many qualities every second
+    is enough for a curve. As it is, with a line that says so, where the files are not those of that time."""
+    codec, points = result.codec, list(result.points)
+    chosen = range(0, len(points), 2 if len(points) > MANY else 1)
+    for at in tqdm(chosen, desc=f"{codec.title}, SSIMULACRA2"):
+        quality, rows = codec.qualities[at], list[Row]()
+        for picture, row in zip(pictures, points[at].rows, strict=True):
+
+            def scored(picture: Picture = picture, quality: float = quality) -> dict[str, float]:
+                data = codec.encode(picture.image, quality)
+                return {"bytes": len(data), "ssimulacra2": ssimulacra2(picture.image, codec.decode(data))}
+
+            found = cache(["ssimulacra2", version("ssimulacra2"), *codec.identity, picture.digest, quality], scored)
+            if (picture.name, found["bytes"]) != (row.picture, row.bytes):
+                click.echo(f"{codec.title}: not the files of the earlier results, so no SSIMULACRA2", err=True)
+                return result
+            rows.append(replace(row, ssimulacra2=found["ssimulacra2"]))
+        points[at] = replace(points[at], rows=rows)
+    return replace(result, points=points)
 
 
 def peak_memory(codec: Codec, file: Path) -> float:
@@ -220,6 +250,26 @@ def comparison_table(results: list[Result], published: tuple[Curves, Curves]) ->
     return [head, *lines]
 
 
+def seen_table(results: list[Result]) -> Table:
+    """BD-rates at equal SSIMULACRA2 of each lossy codec that has it; the range where a curve does not span it all."""
+    scored = {result.codec.name: result for result in results if result.scored}
+    anchors = [scored[name] for name in SEEN_ANCHORS if name in scored]
+    head = [f"against {r.codec.title}, {low:g} to {high:g}" for r in anchors for low, high in SEEN_RANGES]
+
+    def cell(anchor: Result, test: Result, low: float, high: float) -> str:
+        found = bd_rate(anchor.curve(in_scores), test.curve(in_scores), low, high)
+        if found is None:
+            return "-"
+        span = "" if (found.low, found.high) == (low, high) else f" (only {found.low:.0f} to {found.high:.0f})"
+        return f"{found.percent:+.1f} %{span}"
+
+    lines = [
+        [r.codec.title, *(cell(anchor, r, *span) for anchor in anchors for span in SEEN_RANGES)]
+        for r in scored.values()
+    ]
+    return [["SSIMULACRA2", *head], *lines]
+
+
 def lossless_table(results: list[Result]) -> Table:
     """Bits per sub-pixel and costs of each lossless codec."""
     lines = [
@@ -231,11 +281,16 @@ def lossless_table(results: list[Result]) -> Table:
 def points_table(results: list[Result]) -> Table:
     """Every codec at every quality."""
     lines = [
-        [r.codec.title, f"{p.quality:.4g}", f"{p.bpp:.4f}", f"{p.psnr:.2f}", f"{p.ms_ssim:.4f}", *speeds(p)]
+        [r.codec.title, f"{p.quality:.4g}", f"{p.bpp:.4f}", f"{p.psnr:.2f}", f"{p.ms_ssim:.4f}", score(p), *speeds(p)]
         for r in results
         for p in r.points
     ]
-    return [["codec", "quality", "bpp", "PSNR, dB", "MS-SSIM", "encode MP/s", "decode MP/s"], *lines]
+    return [["codec", "quality", "bpp", "PSNR, dB", "MS-SSIM", "SSIMULACRA2", "encode MP/s", "decode MP/s"], *lines]
+
+
+def score(point: Point) -> str:
+    """A cell."""
+    return "-" if math.isnan(point.ssimulacra2) else f"{point.ssimulacra2:.1f}"
 
 
 def pictures_table(points: list[Point]) -> Table:
@@ -267,6 +322,8 @@ def document(title: str, results: list[Result], published: tuple[Curves, Curves]
     if lossy:
         lines += ["BD-rate, negative is smaller. Speeds are for each CPU second, at the quality nearest 34 dB."]
         lines += markdown(comparison_table(lossy, published))
+        lines += ["BD-rate at equal SSIMULACRA2, which follows the eye better: 50 is medium quality, 70 high."]
+        lines += markdown(seen_table(lossy))
     if lossless:
         lines += ["Lossless:", *markdown(lossless_table(lossless))]
     for ours in (result.points for result in lossy if result.codec.name == "vaecodec"):
@@ -302,8 +359,13 @@ def run(files: list[Path], out: Path, names: Sequence[str]) -> None:
         views = report.views(sought, pictures, cache) if sought else []
 
     earlier = {name: out / f"{name}.json" for name in CODECS if name not in names}
+    fresh = set(names)
     for codec in choose([name for name, path in earlier.items() if path.exists()]):
-        results.append(from_json(codec, earlier[codec.name].read_text("utf-8")))
+        result = from_json(codec, earlier[codec.name].read_text("utf-8"))
+        if not (codec.lossless or result.scored):
+            result = with_scores(result, pictures, cache)
+            fresh |= {codec.name} if result.scored else set()
+        results.append(result)
     results.sort(key=lambda result: [*CODECS].index(result.codec.name))
 
     published = published_curves() if [picture.name for picture in pictures] == KODAK else ({}, {})
@@ -312,19 +374,21 @@ def run(files: list[Path], out: Path, names: Sequence[str]) -> None:
     lossless = [result for result in results if result.codec.lossless]
     out.mkdir(parents=True, exist_ok=True)
     for result in results:
-        if result.codec.name in names:
+        if result.codec.name in fresh:
             (out / f"{result.codec.name}.json").write_text(as_json(result), "utf-8")
     drawn: list[Path] = []
     if lossy:
         curves, similarities = ({r.codec.title: r.curve(pick) for r in lossy} for pick in (in_psnr, in_decibels))
+        scores = {r.codec.title: r.curve(in_scores) for r in lossy if r.scored}
         drawn += [
             plots.rate_distortion(curves, published[0], title, "PSNR, dB (RGB)", out / "rd"),
             plots.rate_distortion(similarities, published[1], title, "MS-SSIM, dB (RGB)", out / "rd_msssim"),
+            plots.rate_distortion(scores, {}, title, "SSIMULACRA2", out / "rd_ssimulacra2"),
         ]
     if lossless:
         sizes = {result.codec.title: result.points[0].bpp / 3 for result in lossless}
         drawn.append(plots.bars(sizes, f"{title}, lossless", "bits per sub-pixel", out / "lossless_sizes"))
-    facts = [comparison_table(lossy, published)] if lossy else []
+    facts = [comparison_table(lossy, published), seen_table(lossy)] if lossy else []
     facts += [lossless_table(lossless)] if lossless else []
     (out / "report.html").write_text(report.page(title, facts, drawn, views), "utf-8")
     text = document(title, results, published)

@@ -16,7 +16,8 @@ NEAR = 34.0
 
 @dataclass(frozen=True)
 class Row:
-    """One picture at one quality: size of the whole file in bytes, PSNR in dB, MS-SSIM, CPU seconds each way."""
+    """One picture at one quality: size of the whole file in bytes, PSNR in dB, MS-SSIM, CPU seconds each way and
+    SSIMULACRA2, which is NaN where it was not measured."""
 
     picture: str
     pixels: int
@@ -25,6 +26,7 @@ class Row:
     ms_ssim: float
     encode_s: float
     decode_s: float
+    ssimulacra2: float = math.nan
 
     @property
     def bpp(self) -> float:
@@ -34,7 +36,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Point:
-    """One quality over all pictures. Rate, PSNR, MS-SSIM: means over pictures. Speeds: all pixels over all time."""
+    """One quality over all pictures. Rate, PSNR, MS-SSIM, SSIMULACRA2: means over pictures. Speeds: all pixels over all
+    time."""
 
     quality: float
     rows: list[Row]
@@ -53,6 +56,11 @@ class Point:
     def ms_ssim(self) -> float:
         """Mean MS-SSIM."""
         return fmean(row.ms_ssim for row in self.rows)
+
+    @property
+    def ssimulacra2(self) -> float:
+        """Mean SSIMULACRA2, or NaN."""
+        return fmean(row.ssimulacra2 for row in self.rows)
 
     @property
     def encode_speed(self) -> float:
@@ -83,6 +91,11 @@ def in_decibels(point: Point) -> float:
     return decibels(point.ms_ssim)
 
 
+def in_scores(point: Point) -> float:
+    """Mean SSIMULACRA2."""
+    return point.ssimulacra2
+
+
 @dataclass(frozen=True)
 class Result:
     """A codec at all its qualities. peak: MiB of a fresh process that encodes and decodes one picture, once."""
@@ -92,8 +105,14 @@ class Result:
     peak: float
 
     def curve(self, distortion: Callable[[Point], float] = in_psnr) -> Curve:
-        """Mean rate over mean distortion."""
-        return [(point.bpp, distortion(point)) for point in self.points]
+        """Mean rate over mean distortion, where that was measured."""
+        pairs = [(point.bpp, distortion(point)) for point in self.points]
+        return [pair for pair in pairs if not math.isnan(pair[1])]
+
+    @property
+    def scored(self) -> bool:
+        """Whether there are points with an SSIMULACRA2."""
+        return not all(math.isnan(point.ssimulacra2) for point in self.points)
 
     @property
     def typical(self) -> Point:
@@ -104,20 +123,21 @@ class Result:
 def as_json(result: Result) -> str:
     """A codec with its versions, its means and every picture, one line each."""
     codec = result.codec
+    likenesses = {} if codec.lossless else {"psnr": 4, "ms_ssim": 6} | ({"ssimulacra2": 3} if result.scored else {})
     means = [
         {
             "quality": round(point.quality, 3),
             "bpp": round(point.bpp, 5),
-            **({} if codec.lossless else {"psnr": round(point.psnr, 4), "ms_ssim": round(point.ms_ssim, 6)}),
+            **{name: rounded(getattr(point, name), digits) for name, digits in likenesses.items()},
             "encode_mpps": float(f"{point.encode_speed:.3g}"),
             "decode_mpps": float(f"{point.decode_speed:.3g}"),
         }
         for point in result.points
     ]
-    columns = ["quality", "picture", "pixels", "bytes", *([] if codec.lossless else ["psnr", "ms_ssim"])]
+    columns = ["quality", "picture", "pixels", "bytes", *likenesses]
     rows = [
         [round(point.quality, 3), r.picture, r.pixels, r.bytes]
-        + ([] if codec.lossless else [round(r.psnr, 4), round(r.ms_ssim, 6)])
+        + [rounded(getattr(r, name), digits) for name, digits in likenesses.items()]
         for point in result.points
         for r in point.rows
     ]
@@ -132,6 +152,11 @@ def as_json(result: Result) -> str:
     for key, lines in (("means", means), ("rows", rows)):
         parts.append(f' "{key}": [\n  ' + ",\n  ".join(json.dumps(line) for line in lines) + "\n ]")
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def rounded(value: float, digits: int) -> float | None:
+    """None for NaN."""
+    return None if math.isnan(value) else round(value, digits)
 
 
 def from_json(codec: Codec, text: str) -> Result:
@@ -152,6 +177,7 @@ def from_json(codec: Codec, text: str) -> Result:
                         row.get("ms_ssim", 1.0),
                         row["pixels"] / 1e6 / mean["encode_mpps"],
                         row["pixels"] / 1e6 / mean["decode_mpps"],
+                        math.nan if row.get("ssimulacra2") is None else row["ssimulacra2"],
                     )
                     for row in rows
                     if row["quality"] == mean["quality"]

@@ -41,7 +41,7 @@ def view(codecs: Sequence[Codec], picture: Picture, cache: Cache) -> View:
     """One picture by every codec, in no more bytes than vaecodec, or the first codec, needs for BPP at the most."""
     budget, versions = int(BPP * picture.pixels / 8), []
     for codec in sorted(codecs, key=lambda codec: codec.name != "vaecodec"):
-        key = ["equal bytes", SIDE, *codec.identity, picture.digest, budget]
+        key = ["equal bytes, seen", SIDE, *codec.identity, picture.digest, budget]
         versions.append(cache(key, lambda codec=codec, budget=budget: nearest_below(codec, picture, budget)))  # type: ignore[misc]
         budget = min(budget, versions[0]["bytes"])
     shown = middle(picture.image)
@@ -58,13 +58,15 @@ def nearest_below(codec: Codec, picture: Picture, budget: int) -> dict[str, Any]
     quality = codec.scale[max(after - 1, 0)]
     data = codec.encode(picture.image, quality)
     decoded = codec.decode(data)
+    likeness = compare(picture.image, decoded)
     return {
         "title": codec.title,
         "quality": quality,
         "bytes": len(data),
         "bpp": 8 * len(data) / picture.pixels,
         "psnr": psnr(picture.image, decoded),
-        "ms_ssim": compare(picture.image, decoded).ms_ssim,
+        "ms_ssim": likeness.ms_ssim,
+        "ssimulacra2": likeness.ssimulacra2,
         **embedded(middle(decoded)),
     }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .container import (
     BITS_BACK,
     EXIF,
+    GAIN,
     HEADER_SIZE,
     ICC,
     IPTC,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BITS_BACK",
     "EXIF",
+    "GAIN",
     "HEADER_SIZE",
     "ICC",
     "IPTC",

@@ -5,23 +5,18 @@ from any stack and pushing the result restores it, which is what bits-back codin
 """
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from itertools import pairwise
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .container import LANES, read_varint, varint
 from .errors import CorruptError
-from .rans import WORD, Model, RansCoder
+from .rans import WORD, Lanes, kind_of_lanes
 from .tables import TOTAL, Ints, Tables
-
-try:
-    import constriction
-except ImportError:  # there are platforms that it is not built for
-    constriction = None
 
 T = TypeVar("T")
 
@@ -36,45 +31,75 @@ _PREFIX = Tables(np.array([0]), [_PREFIX_COUNTS], escape=False)
 _BITS = Tables(np.zeros(8, int), [np.full(1 << w, TOTAL >> w) for w in range(1, 9)], escape=False)
 _SHIFTS = np.arange(0, 32, 8)
 
-# Two threads may make the same model at once; which of the two is kept does not matter.
-_models: WeakKeyDictionary[Tables, dict[tuple[str, int], Any]] = WeakKeyDictionary()
+_NONE = np.zeros(0, np.uint32)
+_LANE_COST = 256 * 56
+"""What a lane makes a tile longer by, in 1/256 bit: its length, and what its first and last words leave open."""
+_LANES_SHARE = 500
+"""Lanes may make a tile longer by one part of so many."""
 
 
 class AnsStack:
     """A last-in, first-out stack of integers in ANS words.
 
-    data: bytes-like, little-endian 32-bit words as `to_bytes` gives them; empty for an empty stack. Raises
-    CorruptError if the length is no multiple of four or the last word is zero. Other damage goes unnoticed,
-    and so does popping from an empty stack: compare a checksum of what was popped and check `is_empty()`.
+    data: bytes-like, as `to_bytes` gives them; without any, the stack is new and empty. lanes: 1, 2, 4 ... 256. A new
+    stack may leave their number open, None: what is pushed is kept until something is asked of the stack, and the
+    number is then the largest at which lanes cost at most 0.2 % of it. Raises CorruptError if the bytes are no whole
+    words, if the lanes do not make up all of them, or if a lane ends in a zero word. Other damage goes unnoticed, and
+    so does popping from an empty stack: compare a checksum of what was popped and check `is_empty()`.
 
-    Words are coded by constriction, or in pure Python where that is not installed or the environment variable
-    VAECODEC_CODER is `python`; the words are the same. One stack must not be used by two threads at once.
+    Words are coded by constriction, or by numpy where that is not installed or the environment variable VAECODEC_CODER
+    is `numpy`; the words are the same. One stack must not be used by two threads at once.
     """
 
-    def __init__(self, data: bytes | bytearray | memoryview = b"") -> None:
-        if len(data) % 4:
-            raise CorruptError(f"ANS data of {len(data)} bytes is no whole number of 32-bit words")
-        words = np.frombuffer(data, "<u4").astype(np.uint32)
-        if words.size and words[-1] == 0:
-            raise CorruptError("ANS data ends in a zero word")
-        self._backend = os.environ.get("VAECODEC_CODER", "constriction" if constriction else "python")
-        if self._backend not in ("constriction", "python"):
-            raise ValueError(f"VAECODEC_CODER is {self._backend!r}; constriction or python expected")
-        python = self._backend == "python"
-        self._coder: Any = RansCoder(words) if python else constriction.stream.stack.AnsCoder(words)
+    def __init__(self, data: bytes | bytearray | memoryview | None = None, lanes: int | None = 1) -> None:
+        self._kind = kind_of_lanes()
+        self._coder: Lanes | None = None
+        if lanes is not None:
+            self._coder = self._kind([_NONE] * lanes if data is None else _split(data, lanes))
+        self._waiting: list[tuple[NDArray[np.int32], Tables, NDArray[np.intp]]] = []
+
+    def _lanes(self) -> Lanes:
+        """What codes; by now the number of lanes has to be known."""
+        if self._coder is None:
+            cost = sum(
+                int(tables.costs[tables.entries(symbols, used)].sum()) for symbols, tables, used in self._waiting
+            )
+            allowed = cost // (_LANE_COST * _LANES_SHARE)
+            number = max(lanes for lanes in LANES if lanes <= max(1, allowed))
+            self._coder = self._kind([_NONE] * number)
+            for pushed in self._waiting:
+                self._coder.push(*pushed)
+            self._waiting.clear()
+        return self._coder
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes the stack has."""
+        return len(self._lanes().positions())
 
     def to_bytes(self) -> bytes:
-        """The stack as little-endian 32-bit words; leaves the stack as it is."""
-        return bytes(self._coder.get_compressed().astype("<u4").tobytes())
+        """The stack as little-endian 32-bit words, after a table of their number in each lane if there are several;
+        leaves the stack as it is."""
+        lanes = self._lanes().words()
+        sizes = b"".join(varint(len(words)) for words in lanes) if len(lanes) > 1 else b""
+        return sizes + np.concatenate(lanes).astype("<u4").tobytes()
 
     def is_empty(self) -> bool:
-        """True if nothing is left to pop."""
-        return bool(self._coder.is_empty())
+        """True if nothing is left to pop in any lane."""
+        return all(not words and not state for words, state in self._lanes().positions())
 
     def bits(self) -> float:
         """What the stack holds, as a number of bits: pushing and popping change it by -log2 of the probability."""
-        words, state = self._coder.pos()
-        return WORD * int(words) + (math.log2(int(state)) if state else 0.0)
+        return sum(self._bits())
+
+    def least(self) -> float:
+        """What the lane holds that has the least, in bits."""
+        return min(self._bits())
+
+    def _bits(self) -> list[float]:
+        return [
+            WORD * int(words) + (math.log2(int(state)) if state else 0.0) for words, state in self._lanes().positions()
+        ]
 
     def push(self, values: Ints, tables: Tables, ids: Ints) -> None:
         """Push integers so that `pop` with the same tables and ids returns them in this order.
@@ -83,7 +108,7 @@ class AnsStack:
         anything, raises ValueError for values beyond int32, values that a table without escape lacks, unknown
         ids and unequal shapes, and TypeError for arrays that are not integer.
         """
-        order, groups = _groups(tables, ids)
+        order, used = _groups(tables, ids)
         if values.shape != ids.shape:
             raise ValueError(f"{values.shape} values for {ids.shape} table ids")
         symbols = _int32(values, ValueError).astype(np.int64) - tables.lows[ids]
@@ -95,9 +120,11 @@ class AnsStack:
                 raise ValueError(f"value {values[first]} is not in table {ids[first]}, which has no escape")
             self._push_outside(symbols[outside], listed[outside])
             symbols[outside] = listed[outside]
-        grouped = symbols.astype(np.int32)[order]
-        for table, start, stop in reversed(groups):
-            self._coder.encode_reverse(grouped[start:stop], self._model(tables, table))
+        pushed = symbols.astype(np.int32)[order], tables, used
+        if self._coder is None:
+            self._waiting.append(pushed)
+        else:
+            self._coder.push(*pushed)
 
     def pop(self, tables: Tables, ids: Ints) -> NDArray[np.int32]:
         """Pop one integer for each id: the inverse of `push`.
@@ -105,12 +132,9 @@ class AnsStack:
         ids: int [N], 0 <= id < T. Returns int32 [N]. Raises CorruptError if an escaped value is beyond int32,
         and ValueError or TypeError for ids as `push` does.
         """
-        order, groups = _groups(tables, ids)
-        grouped = np.empty(ids.size, np.int64)
-        for table, start, stop in groups:
-            grouped[start:stop] = self._coder.decode(self._model(tables, table), stop - start)
-        symbols = np.empty_like(grouped)
-        symbols[order] = grouped
+        order, used = _groups(tables, ids)
+        symbols = np.empty(ids.size, np.int64)
+        symbols[order] = self._lanes().pop(tables, used)
         if tables.escape:
             listed = tables.sizes[ids] - 1
             outside = np.flatnonzero(symbols == listed)
@@ -136,22 +160,6 @@ class AnsStack:
         distance = (1 << k) + (chunks << _SHIFTS).sum(1) - 1
         symbols: NDArray[np.int64] = np.where(above == 1, listed + distance, -1 - distance)
         return symbols
-
-    def _model(self, tables: Tables, table: int) -> Any:
-        """The backend's object for one table, made on first use and kept as long as the tables are."""
-        models = _models.setdefault(tables, {})
-        model = models.get((self._backend, table))
-        if model is None:
-            counts = tables.counts[table]
-            if self._backend == "python":
-                model = Model(counts)
-            else:
-                # Its cumulative sums are floor(cumsum * (2**24 - n) / sum) + i: with counts - 1 the scale is
-                # exactly 1 and the sums are ours. `perfect=True` would be a hundred times slower to make.
-                weights = (counts - 1).astype(np.float64)
-                model = constriction.stream.model.Categorical(weights, perfect=False)
-            models[self._backend, table] = model
-        return model
 
 
 @dataclass(frozen=True)
@@ -182,17 +190,34 @@ def table_codec(tables: Tables, ids: Ints, locs: Ints | None = None) -> Codec[ND
     return Codec(push, pop)
 
 
-def _groups(tables: Tables, ids: Ints) -> tuple[NDArray[np.intp], list[tuple[int, int, int]]]:
-    """The coding order (by table, then by position) and each used table with its start and stop in it."""
+def _split(data: bytes | bytearray | memoryview, lanes: int) -> list[NDArray[np.uint32]]:
+    """The words of each lane of a stack. Raises CorruptError."""
+    view, at, ends = memoryview(data), 0, [0]
+    if lanes > 1:
+        try:
+            for _ in range(lanes):
+                size, at = read_varint(view, at)
+                ends.append(ends[-1] + size)
+        except IndexError:
+            raise CorruptError("a tile ends within its lane lengths") from None
+    else:
+        ends.append(len(view) // 4)
+    if 4 * ends[-1] != len(view) - at:
+        raise CorruptError(f"{len(view) - at} bytes for {ends[-1]} words")
+    words = np.frombuffer(view[at:], "<u4").astype(np.uint32)
+    split = [words[start:stop] for start, stop in pairwise(ends)]
+    if any(part.size and part[-1] == 0 for part in split):
+        raise CorruptError("ANS data ends in a zero word")
+    return split
+
+
+def _groups(tables: Tables, ids: Ints) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The coding order (by table, then by position) and how many values each table has in it, [T]."""
     _integer(ids)
     if ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(tables.counts))):
         raise ValueError(f"table ids must have one dimension and be in 0..{len(tables.counts) - 1}")
     keys = ids.astype(np.uint16)  # which numpy sorts by radix
-    used = np.bincount(keys)
-    stops = np.cumsum(used)
-    starts = stops - used
-    groups = [(int(t), int(starts[t]), int(stops[t])) for t in np.flatnonzero(used)]
-    return np.argsort(keys, kind="stable"), groups
+    return np.argsort(keys, kind="stable"), np.bincount(keys, minlength=len(tables.counts))
 
 
 def _integer(array: Ints) -> None:

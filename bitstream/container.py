@@ -9,7 +9,7 @@ from enum import IntEnum
 from .errors import CorruptError, LimitError, TruncatedError, VersionError
 
 MAGIC = b"\x8bVAE\r\n\x1a\n"
-VERSION = (0, 2)
+VERSION = (0, 3)
 OLDEST = (0, 1)
 
 BytesLike = bytes | bytearray | memoryview
@@ -25,10 +25,12 @@ NETWORK, PLAIN, RAW = 0, 2, 3
 """Tile methods of lossy files; lossless ones have PLAIN and RAW, too."""
 BITS_BACK, ROUNDED = 0, 1
 """Of lossless files. ROUNDED: too few bits to pop latents from, so that their rounded means are sent."""
+LANES = tuple(1 << k for k in range(9))
+"""How many lanes the words of a tile may have."""
 TILE_MAX = 2048
 """It bounds the memory and the work that a tile costs before its checksum is known."""
 
-EXIF, ICC, XMP, IPTC, PNG = b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG "
+EXIF, ICC, XMP, IPTC, PNG, GAIN = b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ", b"GAIN"
 
 
 class Kind(IntEnum):
@@ -86,18 +88,19 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One tile: method (u8), CRC-32 of the integers it decodes to, and its coded bytes.
+    """One tile: method (0 to 15), CRC-32 of the integers it decodes to, its coded bytes, and their number of lanes.
 
-    After `unpack`, `words` is a read-only view into the file. Raises ValueError if a number is too large.
+    After `unpack`, `words` is a read-only view into the file. Raises ValueError if a number is not allowed.
     """
 
     method: int
     crc: int
     words: bytes | memoryview
+    lanes: int = 1
 
     def __post_init__(self) -> None:
-        if self.method not in range(256) or self.crc not in range(2**32):
-            raise ValueError(f"tile method {self.method} or CRC {self.crc} is not allowed")
+        if self.method not in range(16) or self.crc not in range(2**32) or self.lanes not in LANES:
+            raise ValueError(f"tile method {self.method}, CRC {self.crc} or {self.lanes} lanes are not allowed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,9 @@ def pack(header: Header, tiles: Sequence[Tile], sections: Sequence[Section] = ()
     h = header
     sizes = (h.depth, h.colour, h.quality, h.tile, h.width, h.height)
     head = _HEADER.pack(MAGIC, *VERSION, h.kind, h.mode, *sizes, h.model)
-    directory = b"".join(bytes([t.method]) + _varint(len(t.words)) + _CRC.pack(t.crc) for t in tiles)
+    directory = b"".join(
+        bytes([t.method | LANES.index(t.lanes) << 4]) + varint(len(t.words)) + _CRC.pack(t.crc) for t in tiles
+    )
     framed = [_frame(section) for section in (*sections, Section(_TILES, directory, critical=True))]
     return b"".join([head, _CRC.pack(zlib.crc32(head)), *framed, *(tile.words for tile in tiles)])
 
@@ -210,7 +215,7 @@ def unpack(data: BytesLike, limits: Limits = Limits(), *, partial: bool = False)
         section, start = _read_section(view, start, header, limits)
         if section.tag == _TILES:
             break
-        if section.critical and section.tag not in (EXIF, ICC, XMP, IPTC, PNG):
+        if section.critical and section.tag not in (EXIF, ICC, XMP, IPTC, PNG, GAIN):
             raise VersionError(f"unknown critical section {section.tag!r}")
         if section.tag in sections:
             raise CorruptError(f"section {section.tag!r} occurs twice")
@@ -224,7 +229,7 @@ def _read_section(view: memoryview, start: int, header: Header, limits: Limits) 
     """The section at `start` and where the next one begins."""
     try:
         tag, flags = bytes(view[start : start + 4]), view[start + 4]
-        length, body = _read_varint(view, start + 5)
+        length, body = read_varint(view, start + 5)
     except IndexError:
         raise TruncatedError("file ends within a section") from None
     limit = limits.max_icc if tag == ICC else limits.max_metadata
@@ -254,13 +259,15 @@ def _read_tiles(view: memoryview, start: int, header: Header, directory: bytes, 
     tiles, at, entries = [], 0, memoryview(directory)
     try:
         for _ in range(header.tile_count):
-            method = entries[at]
-            length, at = _read_varint(entries, at + 1)
+            lanes, method = divmod(entries[at], 16)
+            if lanes >= len(LANES):
+                raise VersionError(f"a tile has 2**{lanes} lanes")
+            length, at = read_varint(entries, at + 1)
             (crc,) = _CRC.unpack_from(entries, at)
             at += 4
             if length > len(view) - start and not partial:
                 raise TruncatedError("file ends within the tiles")
-            tiles.append(Tile(method, crc, view[start : start + length]))
+            tiles.append(Tile(method, crc, view[start : start + length], LANES[lanes]))
             start = min(start + length, len(view))
     except (IndexError, struct.error):
         raise CorruptError("tile directory is too short") from None
@@ -270,11 +277,11 @@ def _read_tiles(view: memoryview, start: int, header: Header, directory: bytes, 
 
 
 def _frame(section: Section) -> bytes:
-    body = section.tag + bytes([section.critical]) + _varint(len(section.payload)) + section.payload
+    body = section.tag + bytes([section.critical]) + varint(len(section.payload)) + section.payload
     return body + _CRC.pack(zlib.crc32(body))
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     """LEB128: seven bits a byte, lowest first, the high bit set on all but the last byte."""
     encoded = bytearray()
     while value >= 128:
@@ -284,7 +291,7 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _read_varint(view: memoryview, start: int) -> tuple[int, int]:
+def read_varint(view: memoryview, start: int) -> tuple[int, int]:
     """The integer at `start` and where it ends. Raises IndexError if the view ends first."""
     value = 0
     for i in range(10):

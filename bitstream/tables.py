@@ -62,9 +62,37 @@ class Tables:
             array.setflags(write=False)
 
     @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """int64 [T]: where the entries of each table begin among those of all tables, one table after the other."""
+        starts: NDArray[np.int64] = np.cumsum(self.sizes) - self.sizes
+        return starts
+
+    @cached_property
+    def flat(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """uint64 [entries of all tables], twice: ``t << 24 | left``, which ascends, and the count."""
+        counts = np.concatenate(self.counts)
+        lefts = np.cumsum(counts) - counts  # each table adds 2**24
+        return lefts.astype(np.uint64), counts.astype(np.uint64)
+
+    @cached_property
+    def flat_lists(self) -> tuple[list[int], list[int]]:
+        """`flat` as Python has it."""
+        lefts, counts = self.flat
+        return lefts.tolist(), counts.tolist()
+
+    def entries(self, symbols: Ints, used: Ints) -> NDArray[np.int64]:
+        """int64 [N]: where `flat` has symbols [N], of which the first used[0] are of table 0, and so on."""
+        return np.repeat(self.starts, used) + symbols
+
+    @cached_property
     def _entry_bits(self) -> NDArray[np.float64]:
         bits: NDArray[np.float64] = PRECISION - np.log2(np.concatenate(self.counts))
         return bits
+
+    @cached_property
+    def costs(self) -> NDArray[np.int64]:
+        """int64 [entries of all tables]: what each costs in 1/256 bit. Sums are exact, so the same everywhere."""
+        return np.rint(256 * self._entry_bits).astype(np.int64)
 
     def bits(self, ids: Ints, values: Ints) -> NDArray[np.float64]:
         """What coding each value under its table costs, in bits [N].
@@ -72,11 +100,10 @@ class Tables:
         ids, values: integers [N], values in the int64 range. An escaped value costs its Exp-Golomb code as well;
         without ``escape`` every value must be listed.
         """
-        ends = np.cumsum(self.sizes)
         values = values.astype(np.int64)
         symbols, last = values - self.lows[ids], self.sizes[ids] - 1
         outside = ((symbols < 0) | (symbols >= last)) & self.escape
-        bits: NDArray[np.float64] = self._entry_bits[ends[ids] - self.sizes[ids] + np.where(outside, last, symbols)]
+        bits: NDArray[np.float64] = self._entry_bits[self.starts[ids] + np.where(outside, last, symbols)]
         excess = np.where(symbols < 0, -symbols, symbols - last + 1)[outside]
         bits[outside] += 2 + 2 * np.floor(np.log2(excess))
         return bits

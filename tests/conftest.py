@@ -249,7 +249,7 @@ def small_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vaecodec.codec, "_shared", {})
 
 
-@pytest.fixture(params=["constriction", "python"])
+@pytest.fixture(params=["constriction", "numpy"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each of the two coders in turn."""
     if request.param == "constriction":

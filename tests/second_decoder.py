@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections import namedtuple
 from collections.abc import Sequence
 from functools import cache
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 from second_fitted import Sample, pop_phase
@@ -18,7 +18,7 @@ TOTAL = 2**24
 CHANNELS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 1, 6: 3, 7: 4}  # by mode
 
 Header = namedtuple("Header", "kind mode depth colour quality tile width height model")
-Tile = namedtuple("Tile", "method crc data")
+Tile = namedtuple("Tile", "method crc data lanes")
 Plane = list[list[int]]
 Picture = list[list[list[int]]]  # rows of pixels of samples
 
@@ -50,7 +50,7 @@ def varint(data: bytes, at: int, end: str) -> tuple[int, int]:
 
 def read_header(data: bytes) -> Header:
     require(bytes.fromhex("8b5641450d0a1a0a").startswith(data[:8]), "corrupt", "magic")
-    require(data[8:10] <= b"\0\2", "version", "version")
+    require(data[8:10] <= b"\0\3", "version", "version")
     require(len(data) >= 46, "truncated", "header")
     require(data[8:10] >= b"\0\1", "corrupt", "version")
     require(zlib.crc32(data[:42]) == int.from_bytes(data[42:46], "little"), "corrupt", "CRC of the header")
@@ -79,7 +79,7 @@ def read(data: bytes) -> tuple[Header, dict[bytes, bytes], list[Tile]]:
         require(data[start + 4] <= 1, "version", "flags")
         require(tag != b"TILE" or data[start + 4] == 1, "corrupt", "directory")
         require(all(0x20 <= byte <= 0x7E for byte in tag), "corrupt", "tag")
-        known = tag in (b"TILE", b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ")
+        known = tag in (b"TILE", b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ", b"GAIN")
         require(known or data[start + 4] == 0, "version", "critical section")
         require(tag not in sections, "corrupt", "the section occurs twice")
         sections[tag] = data[body:end]
@@ -87,11 +87,13 @@ def read(data: bytes) -> tuple[Header, dict[bytes, bytes], list[Tile]]:
     directory, place, tiles = sections.pop(b"TILE"), 0, []
     for _ in range(count):
         require(place < len(directory), "corrupt", "directory")
+        exponent, method = divmod(directory[place], 16)
+        require(exponent <= 8, "version", "lanes")
         length, crc = varint(directory, place + 1, "corrupt")
         require(len(directory) >= crc + 4, "corrupt", "directory")
         require(len(data) >= at + length, "truncated", "tile")
         number = int.from_bytes(directory[crc : crc + 4], "little")
-        tiles.append(Tile(directory[place], number, data[at : at + length]))
+        tiles.append(Tile(method, number, data[at : at + length], 2**exponent))
         place, at = crc + 4, at + length
     require(place == len(directory) and at == len(data), "corrupt", "more bytes than tiles")
     return header, sections, tiles
@@ -100,7 +102,7 @@ def read(data: bytes) -> tuple[Header, dict[bytes, bytes], list[Tile]]:
 # Words and arrays. A table is the list of its `left`, with 2^24 at the end.
 
 
-class Coder:
+class Lane:
     def __init__(self, data: bytes) -> None:
         require(len(data) % 4 == 0, "corrupt", "length of the words")
         self.stack = list(struct.unpack(f"<{len(data) // 4}I", data))
@@ -117,16 +119,36 @@ class Coder:
             self.state = self.state << 32 | self.stack.pop()
         return i
 
+
+class Coder:
+    def __init__(self, data: bytes, lanes: int = 1) -> None:
+        at, ends = 0, [0]
+        for _ in range(lanes if lanes > 1 else 0):
+            words, at = varint(data, at, "corrupt")
+            ends.append(ends[-1] + 4 * words)
+        ends = ends if lanes > 1 else [0, len(data)]
+        require(at + ends[-1] == len(data), "corrupt", "length of the words")
+        self.lanes = [Lane(data[at + start : at + stop]) for start, stop in pairwise(ends)]
+
+    @property
+    def empty(self) -> bool:
+        return not any(lane.state or lane.stack for lane in self.lanes)
+
+    def order(self, ids: Sequence[int]) -> list[tuple[int, Lane]]:
+        """Positions in coding order, each with its lane."""
+        places = sorted(range(len(ids)), key=lambda i: ids[i])
+        return [(i, self.lanes[p // 128 % len(self.lanes)]) for p, i in enumerate(places)]
+
     def array(self, tables: dict[int, Sequence[int]], ids: Sequence[int]) -> list[int]:
         """Entries."""
         entries = [0] * len(ids)
-        for i in sorted(range(len(ids)), key=lambda i: ids[i]):
-            entries[i] = self.pop(tables[ids[i]])
+        for i, lane in self.order(ids):
+            entries[i] = lane.pop(tables[ids[i]])
         return entries
 
     def fixed(self, bits: int) -> int:
         if bits < 16:
-            return self.pop(UNIFORM[bits])
+            return self.array(UNIFORM, [bits])[0]
         upper, lower = self.array(UNIFORM, [8, 8])
         return 256 * upper + lower
 
@@ -352,14 +374,14 @@ def decode(data: bytes) -> Picture:
 def decode_tile(tile: Tile, height: int, width: int, channels: int, depth: int) -> Picture:
     form = f"<{height * width * channels}{'B' if depth == 8 else 'H'}"
     if tile.method == 3:
-        require(len(tile.data) == struct.calcsize(form), "corrupt", "size of a raw tile")
+        require(len(tile.data) == struct.calcsize(form) and tile.lanes == 1, "corrupt", "raw tile")
         samples = iter(struct.unpack(form, tile.data))
         picture = [[[next(samples) for _ in range(channels)] for _ in range(width)] for _ in range(height)]
     else:
         require(tile.method == 2, "version", "no networks here")
-        coder = Coder(tile.data)
+        coder = Coder(tile.data, tile.lanes)
         picture = pop_plain(coder, height, width, channels, depth)
-        require(coder.state == 0 and not coder.stack, "corrupt", "the coder is not empty")
+        require(coder.empty, "corrupt", "the coder is not empty")
     flat = chain.from_iterable(chain.from_iterable(picture))
     require(zlib.crc32(struct.pack(form, *flat)) == tile.crc, "corrupt", "CRC of a tile")
     return picture

@@ -183,13 +183,13 @@ def decode_lossy(header: Header, tiles: Sequence[Tile], weights: Weights) -> Pic
             if tile.method:
                 part[:] = second.decode_tile(tile, *part.shape, header.depth)
                 continue
-            coder = Coder(tile.data)
+            coder = Coder(tile.data, tile.lanes)
             y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w)
             seen[top : top + h, start : start + w] = 1
             clear = part[..., colours:]
             if channels > colours:
                 clear[:] = second.pop_plain(coder, *clear.shape, header.depth)
-            require(coder.state == 0 and not coder.stack, "corrupt", "end")
+            require(coder.empty, "corrupt", "end")
             require(zlib.crc32(clear.astype("<i4").tobytes(), crc) == tile.crc, "corrupt", "CRC")
     steps = (y * 2 ** weights.config["bits"]).astype(np.int64)
     inverse = interpolated(weights.tensors["inverse"], weights.quality)[:, None, None]
@@ -243,19 +243,17 @@ def local_mean(x: Array) -> Array:
 class Pusher(Coder):
     """A coder that can push, too."""
 
-    def push(self, count: int, left: int) -> None:
-        if self.state >> 40 >= count:
-            self.stack.append(self.state % 2**32)
-            self.state >>= 32
-        self.state = (self.state // count << 24) + self.state % count + left
-
     def push_values(self, tables: Set, ids: list[int], values: list[int]) -> None:
         """An array under tables without escape."""
         lows, counts, _ = tables
-        for i in sorted(range(len(ids)), key=lambda i: ids[i])[::-1]:
+        for i, lane in reversed(self.order(ids)):
             entry = values[i] - lows[ids[i]]
             require(0 <= entry < len(counts[ids[i]]), "corrupt", "posterior")
-            self.push(counts[ids[i]][entry], sum(counts[ids[i]][:entry]))
+            count, left = counts[ids[i]][entry], sum(counts[ids[i]][:entry])
+            if lane.state >> 40 >= count:
+                lane.stack.append(lane.state % 2**32)
+                lane.state >>= 32
+            lane.state = (lane.state // count << 24) + lane.state % count + left
 
 
 class Lossless:
@@ -511,13 +509,13 @@ class Lossless:
 
 
 def decode_lossless_tile(weights: Weights, tile: Tile, height: int, width: int, channels: int) -> Picture:
-    coder = Pusher(tile.data)
+    coder = Pusher(tile.data, tile.lanes)
     colours = 3 if channels > 2 else 1
     x = Lossless(weights, coder, colours, tile.method == 1).tile(height, width)
     samples = (x if colours == 3 else x[1:2]).transpose(1, 2, 0).astype(int)
     if channels in (2, 4):
         samples = np.concatenate([samples, np.array(second.pop_plain(coder, height, width, 1, 8))], 2)
-    require(coder.state == 0 and not coder.stack, "corrupt", "end")
+    require(coder.empty, "corrupt", "end")
     require(zlib.crc32(samples.astype(np.uint8).tobytes()) == tile.crc, "corrupt", "CRC")
     picture: Picture = samples.tolist()
     return picture

@@ -16,16 +16,17 @@ from PIL import Image
 pytest.importorskip("scipy")  # of the "bench" extra
 pytest.importorskip("matplotlib")
 pytest.importorskip("pytorch_msssim")
+pytest.importorskip("ssimulacra2")
 
 from scipy.interpolate import Akima1DInterpolator
 
-from benchmarks import bitsback, codecs, kodak, report, same_bytes, speed, theory
+from benchmarks import bitsback, codecs, depth, kodak, report, same_bytes, speed, theory
 from benchmarks.__main__ import main
 from benchmarks.bd_rate import Curve, bd_rate
 from benchmarks.kodak import decibels
 from benchmarks.pictures import Cache
 from vaecodec import Codec
-from vaecodec.metrics import psnr
+from vaecodec.metrics import psnr, ssimulacra2
 
 # Pillow's JPEG (4:2:0) and WebP (method 6) on Kodak-24: bits per pixel, PSNR in dB.
 JPEG: Curve = [
@@ -202,16 +203,21 @@ def benchmark_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_results(benchmark_of_two: Path) -> None:
     out = benchmark_of_two / "out" / "two"
     stems = {"jpeg420.json", "webp.json", "png.json", "table.md", "report.html"}
-    drawn = {f"{stem}.{suffix}" for stem in ("rd", "rd_msssim", "lossless_sizes") for suffix in ("png", "svg")}
+    drawn = {
+        f"{stem}.{suffix}"
+        for stem in ("rd", "rd_msssim", "rd_ssimulacra2", "lossless_sizes")
+        for suffix in ("png", "svg")
+    }
     assert {path.name for path in out.iterdir()} == stems | drawn
 
     webp = json.loads((out / "webp.json").read_text("utf-8"))
     image = Image.open(benchmark_of_two / "b.png").convert("RGB")
     data = codecs.webp().encode(image, 50)
     (found,) = (row for row in webp["rows"] if row[:2] == [50, "b"])
-    assert webp["columns"] == ["quality", "picture", "pixels", "bytes", "psnr", "ms_ssim"]
+    assert webp["columns"] == ["quality", "picture", "pixels", "bytes", "psnr", "ms_ssim", "ssimulacra2"]
     assert found[2:4] == [208 * 176, len(data)]
     assert found[4] == pytest.approx(psnr(image, codecs.webp().decode(data)), abs=1e-4)
+    assert found[6] == pytest.approx(ssimulacra2(image, codecs.webp().decode(data)), abs=1e-3)
 
     curves = []
     for name in ("jpeg420", "webp"):
@@ -221,7 +227,7 @@ def test_results(benchmark_of_two: Path) -> None:
     at = np.linspace(low, high, 10001)
     jpeg, other = (Akima1DInterpolator(*curve.T)(at) for curve in curves)
     by_hand = 100 * math.expm1(np.mean(other - jpeg))
-    (line,) = (
+    line = next(
         line for line in (out / "table.md").read_text("utf-8").splitlines() if re.match(r"\| WebP \| \S+ %", line)
     )
     assert float(line.split(" | ")[2].split(" %")[0]) == pytest.approx(by_hand, abs=0.06)
@@ -255,6 +261,32 @@ def test_earlier_results_stay_in_the_tables(benchmark_of_two: Path, tmp_path: Pa
     ]
     assert columns[0] == columns[1]  # speeds of the others are rounded
     assert (out / "webp.json").read_text("utf-8") == stored
+
+
+def test_earlier_results_get_the_scores_they_lack(
+    benchmark_of_two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, out = [benchmark_of_two / "a.png", benchmark_of_two / "b.png"], tmp_path / "two"
+    shutil.copytree(benchmark_of_two / "out", tmp_path, dirs_exist_ok=True)
+    path = out / "webp.json"
+    complete = json.loads(path.read_text("utf-8"))
+    older = complete | {
+        "columns": complete["columns"][:6],
+        "rows": [row[:6] for row in complete["rows"]],
+        "means": [{key: value for key, value in mean.items() if key != "ssimulacra2"} for mean in complete["means"]],
+    }
+    path.write_text(json.dumps(older), "utf-8")
+    kodak.run(files, out, ["jpeg420"])
+    scores = [row[6] for row in json.loads(path.read_text("utf-8"))["rows"]]
+    every_second = zip(complete["rows"], scores, strict=True)
+    assert all(
+        score == (row[6] if codecs.webp().qualities.index(row[0]) % 2 == 0 else None) for row, score in every_second
+    )
+    older["rows"][0][3] += 1  # as if another WebP had made them
+    path.write_text(json.dumps(older), "utf-8")
+    kodak.run(files, out, ["jpeg420"])
+    assert json.loads(path.read_text("utf-8")) == older
+    assert "WebP: not the files of the earlier results" in capsys.readouterr().err
 
 
 def test_report_loads_nothing(benchmark_of_two: Path) -> None:
@@ -326,6 +358,18 @@ def test_lossless_files_are_accounted_for(photo: Image.Image, tmp_path: Path) ->
     assert sum(row["parts"].values()) == pytest.approx(8 * row["bytes"])
     assert row["bytes"] < row["png"] and 8 * row["bytes"] < 1.03 * sum(row["bound"].values())
     assert (tmp_path / "out" / "lossless.md").exists()
+
+
+def test_finer_levels_are_nearer_to_what_they_were_made_of(
+    photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo.crop((0, 0, 130, 98)).save(tmp_path / "photo.png")
+    monkeypatch.setattr(depth, "QUALITIES", (90.0,))
+    depth.run([tmp_path / "photo.png"], tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "depth.json").read_text("utf-8"))
+    assert [row["depth"] for row in rows] == [8, 10, 12, 16]
+    assert rows[0]["psnr_14_bits"] < rows[1]["psnr_14_bits"]
+    assert all(abs(row["bpp"] / rows[0]["bpp"] - 1) < 0.05 for row in rows)
 
 
 def test_one_command_makes_all_that_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,9 @@ def equal(a: Any, b: Any) -> bool:
     return np.array_equal(a, b)
 
 
-def check_inverse(codec: Codec[Any], value: Any, prior: bytes) -> None:
+def check_inverse(codec: Codec[Any], value: Any, prior: bytes, lanes: int = 1) -> None:
     """Pushing and popping restores the data and the stack below it; pushing again gives the same bytes."""
-    stack = AnsStack(prior)
+    stack = AnsStack(prior, lanes)
     codec.push(stack, value)
     pushed = stack.to_bytes()
     popped = codec.pop(stack)
@@ -114,11 +114,13 @@ def observed(rng: np.random.Generator, n: int) -> Ints:
 @pytest.mark.usefixtures("backend")
 def test_bits_back_is_inverse_on_the_data_and_on_the_stack() -> None:
     @settings(max_examples=30)
-    @given(SEEDS, st.integers(0, 60))
-    def check(seed: int, n: int) -> None:
+    @given(SEEDS, st.integers(0, 60), st.sampled_from([1, 2, 16]))
+    def check(seed: int, n: int, lanes: int) -> None:
         rng = np.random.default_rng(seed)
+        n *= lanes
         codec = bits_back(prior_of(n), likelihood_of, posterior_of)
-        check_inverse(codec, observed(rng, n), random_words(rng, 9 + n))
+        words = [random_words(rng, 100) for _ in range(lanes)]
+        check_inverse(codec, observed(rng, n), bytes([100]) * (lanes if lanes > 1 else 0) + b"".join(words), lanes)
 
     check()
 

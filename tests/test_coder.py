@@ -1,5 +1,4 @@
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -8,7 +7,8 @@ import pytest
 from conftest import random_words
 from hypothesis import given, settings, strategies as st
 
-from bitstream import AnsStack, Codec, CorruptError, Tables, gaussian_tables, normalise, table_codec
+from bitstream import AnsStack, Codec, CorruptError, Tables, gaussian_tables, normalise, rans, table_codec
+from bitstream.container import LANES
 from bitstream.tables import Ints
 
 INT32 = np.iinfo(np.int32)
@@ -29,44 +29,57 @@ def random_values(rng: np.random.Generator, tables: Tables, n: int) -> tuple[Int
     return values, ids
 
 
-def check_inverse(codec: Codec[Any], values: Ints, prior: bytes) -> None:
+def random_stack(rng: np.random.Generator, words: int, lanes: int) -> bytes:
+    """The bytes of a stack of lanes that have up to so many words each."""
+    sizes = rng.integers(0, words, lanes, endpoint=True)
+    body = b"".join(random_words(rng, size) for size in sizes)
+    return bytes(sizes.astype(np.uint8)) + body if lanes > 1 else body
+
+
+def check_inverse(codec: Codec[Any], values: Ints, prior: bytes, lanes: int = 1) -> None:
     """Pushing and popping restores both the data and the stack below it."""
-    stack = AnsStack(prior)
+    stack = AnsStack(prior, lanes)
     codec.push(stack, values)
     pushed = stack.to_bytes()
     popped = codec.pop(stack)
     assert popped.dtype == np.int32 and (popped == values).all()
-    assert stack.to_bytes() == prior and stack.is_empty() == (not prior)
+    assert stack.to_bytes() == prior and stack.is_empty() == (not any(prior))
     codec.push(stack, popped)
     assert stack.to_bytes() == pushed
 
 
-def check_bits_back(codec: Codec[Any], prior: bytes) -> None:
+def check_bits_back(codec: Codec[Any], prior: bytes, lanes: int = 1) -> None:
     """Popping from any stack and pushing the result restores it."""
-    stack = AnsStack(prior)
+    stack = AnsStack(prior, lanes)
     codec.push(stack, codec.pop(stack))
     assert stack.to_bytes() == prior
 
 
 SEEDS = st.integers(0, 2**32 - 1)
+LANE_COUNTS = st.sampled_from(LANES)
+SIZES = st.one_of(st.integers(0, 60), st.integers(0, 3000))
 
 
 @pytest.mark.usefixtures("backend")
 def test_inverse() -> None:
     @settings(max_examples=60, deadline=None)
-    @given(SEEDS, st.integers(0, 60), st.integers(0, 4), st.booleans())
-    def check(seed: int, n: int, words: int, escape: bool) -> None:
+    @given(SEEDS, SIZES, st.integers(0, 4), LANE_COUNTS, st.booleans())
+    def check(seed: int, n: int, words: int, lanes: int, escape: bool) -> None:
         rng = np.random.default_rng(seed)
         tables = random_tables(rng, escape)
         values, ids = random_values(rng, tables, n)
-        check_inverse(table_codec(tables, ids), values, random_words(rng, words))
+
+        def prior() -> tuple[bytes, int]:
+            return random_stack(rng, words, lanes), lanes
+
+        check_inverse(table_codec(tables, ids), values, *prior())
         locs = rng.integers(-500, 500, n)
         moved = np.clip(values.astype(np.int64), INT32.min + 500, INT32.max - 500)
         if escape:
-            check_inverse(table_codec(tables, ids, locs), moved, random_words(rng, words))
+            check_inverse(table_codec(tables, ids, locs), moved, *prior())
         else:
-            check_inverse(table_codec(tables, ids, locs), values + locs, random_words(rng, words))
-            check_bits_back(table_codec(tables, ids, locs), random_words(rng, words))
+            check_inverse(table_codec(tables, ids, locs), values + locs, *prior())
+            check_bits_back(table_codec(tables, ids, locs), *prior())
 
     check()
 
@@ -75,24 +88,24 @@ def test_both_coders_write_the_same_words(monkeypatch: pytest.MonkeyPatch) -> No
     pytest.importorskip("constriction")
 
     @settings(max_examples=60, deadline=None)
-    @given(SEEDS, st.integers(0, 300), st.integers(0, 3), st.booleans(), st.sampled_from([2, 3, 40, 3000]))
-    def check(seed: int, n: int, words: int, escape: bool, size: int) -> None:
+    @given(SEEDS, SIZES, st.integers(0, 9), LANE_COUNTS, st.booleans(), st.sampled_from([2, 3, 40, 3000]))
+    def check(seed: int, n: int, words: int, lanes: int, escape: bool, size: int) -> None:
         rng = np.random.default_rng(seed)
         tables = random_tables(rng, escape, size)
         values, ids = random_values(rng, tables, n)
-        prior = random_words(rng, words)
+        prior = random_stack(rng, words, lanes)
         pushed = []
-        for name in ("constriction", "python"):
+        for name in ("constriction", "numpy"):
             monkeypatch.setenv("VAECODEC_CODER", name)
-            stack = AnsStack(prior)
+            stack = AnsStack(prior, lanes)
             stack.push(values, tables, ids)
             pushed.append(stack.to_bytes())
         assert pushed[0] == pushed[1]
         # The two also agree on what words that nobody wrote decode to.
         plain = Tables(tables.lows, tables.counts, escape=False)
-        for name in ("constriction", "python"):
+        for name in ("constriction", "numpy"):
             monkeypatch.setenv("VAECODEC_CODER", name)
-            stack = AnsStack(prior)
+            stack = AnsStack(prior, lanes)
             pushed += [stack.pop(plain, ids).tobytes(), stack.to_bytes()]
         assert pushed[2:4] == pushed[4:6]
 
@@ -200,12 +213,72 @@ def test_threads_share_tables() -> None:
         assert len(set(pool.map(code, range(16)))) == 1
 
 
+@pytest.mark.usefixtures("backend")
+def test_values_go_to_the_lanes_in_turn() -> None:
+    """Each lane is a stack of its own."""
+    rng = np.random.default_rng(5)
+    tables = gaussian_tables([1.0, 9.0], escape=False)
+    values, ids = random_values(rng, tables, 1500)
+    stack = AnsStack(lanes=4)
+    stack.push(values, tables, ids)
+    order = np.argsort(ids, kind="stable")
+    singles = []
+    for lane in range(4):
+        single, some = AnsStack(), order[np.arange(1500) // rans.RUN % 4 == lane]
+        single.push(values[some], tables, ids[some])
+        singles.append(single.to_bytes())
+    sizes = bytes(len(single) // 4 for single in singles)
+    assert stack.to_bytes() == sizes + b"".join(singles)
+    assert stack.bits() == pytest.approx(sum(AnsStack(single).bits() for single in singles))
+    assert stack.least() == min(AnsStack(single).bits() for single in singles)
+
+
+def test_a_new_stack_has_as_many_lanes_as_are_cheap() -> None:
+    rng = np.random.default_rng(6)
+    tables, alone = gaussian_tables([1.0, 9.0], escape=True), dict[int, int]()
+    for n in (0, 10, 1000, 40_000, 200_000):
+        values, ids = random_values(rng, tables, n)
+        sizes = []
+        for lanes in (1, None):
+            stack = AnsStack(lanes=lanes)
+            stack.push(values[: n // 2], tables, ids[: n // 2])
+            stack.push(values[n // 2 :], tables, ids[n // 2 :])
+            sizes.append(len(stack.to_bytes()))
+            alone[n] = stack.lanes
+            assert (stack.pop(tables, ids[n // 2 :]) == values[n // 2 :]).all()
+        assert sizes[1] <= 1.002 * sizes[0]
+    assert alone[1000] == 1 and alone[200_000] > alone[40_000] > 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\1",
+        b"\0\x80",
+        b"\0\x80\0",
+        b"\1\0",
+        b"\0\0\1",
+        b"\1\0\1\0\0",
+        b"\0\1\1\0\0\0\0",
+        b"\1\0\0\0\0\0",
+        b"\2\0\1\0\0\0\0\0\0\0",
+        b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\1\1\1\0\0\0",
+    ],
+)
+@pytest.mark.usefixtures("backend")
+def test_corrupt_lanes(data: bytes) -> None:
+    with pytest.raises(CorruptError):
+        AnsStack(data, 2)
+    assert not AnsStack(b"\0\1\1\0\0\0", 2).is_empty() and AnsStack(b"\0\0", 2).is_empty()
+
+
 def test_choice_of_coder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAECODEC_CODER", "quick")
     with pytest.raises(ValueError, match="quick"):
         AnsStack()
     monkeypatch.delenv("VAECODEC_CODER")
-    monkeypatch.setattr(sys.modules["bitstream.coder"], "constriction", None)
+    monkeypatch.setattr(rans, "constriction", None)
     stack = AnsStack()
     stack.push(np.array([3]), gaussian_tables([1.0], escape=True), np.array([0]))
     assert not stack.is_empty()

@@ -29,9 +29,10 @@ from bitstream import (
     read_header,
     unpack,
 )
+from bitstream.container import LANES
 
 HEADER = Header(Kind.LOSSY, Mode["RGB"], 100, 70, 8, 7500, 0, 64, bytes(range(16)))
-TILES = (Tile(0, 1, b"abcd"), Tile(1, 2**32 - 1, b""), Tile(2, 3, b"x" * 200), Tile(255, 4, b"efgh"))
+TILES = (Tile(0, 1, b"abcd"), Tile(1, 2**32 - 1, b""), Tile(2, 3, b"x" * 200), Tile(15, 4, b"efgh", 256))
 SECTIONS = (Section(EXIF, b"exif"), Section(b"what", b"?"), Section(XMP, b""))
 FILE = pack(HEADER, TILES, SECTIONS)
 TILE_BYTES = sum(len(tile.words) for tile in TILES)
@@ -63,7 +64,9 @@ def containers(draw: st.DrawFn) -> Container:
         draw(st.integers(1, 1023)) * 64,
         draw(st.binary(min_size=16, max_size=16)),
     )
-    tile = st.builds(Tile, st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=300))
+    tile = st.builds(
+        Tile, st.integers(0, 15), st.integers(0, 2**32 - 1), st.binary(max_size=300), st.sampled_from(LANES)
+    )
     tiles = draw(st.lists(tile, min_size=header.tile_count, max_size=header.tile_count))
     tags = draw(st.lists(st.sampled_from([EXIF, ICC, XMP, b"junk"]), unique=True))
     sections = [Section(tag, draw(st.binary(max_size=300))) for tag in tags]
@@ -122,7 +125,7 @@ def test_junk_is_refused(junk: bytes, at: int) -> None:
         (b"", TruncatedError, "header"),
         (b"\x89PNG\r\n\x1a\n", CorruptError, "not a .vae file"),
         (FILE.replace(b"\r\n", b"\n", 1), CorruptError, "not a .vae file"),
-        (MAGIC + b"\x00\x03", VersionError, "newer"),
+        (MAGIC + b"\x00\x04", VersionError, "newer"),
         (patched(8, "B", 1), VersionError, "newer"),
         (patched(9, "B", 0), CorruptError, "checksum"),
         (patched(10, "B", 4), VersionError, "kind 4"),
@@ -233,9 +236,9 @@ def test_writer_refuses() -> None:
     for tag in (b"abc", b"abcde", b"ab\nc"):
         with pytest.raises(ValueError, match="tag"):
             Section(tag, b"")
-    for method, crc in ((256, 0), (0, 2**32), (-1, 0)):
+    for method, crc, lanes in ((16, 0, 1), (0, 2**32, 1), (-1, 0, 1), (0, 0, 3), (0, 0, 512)):
         with pytest.raises(ValueError, match="not allowed"):
-            Tile(method, crc, b"")
+            Tile(method, crc, b"", lanes)
 
 
 def test_exit_codes() -> None:

@@ -67,7 +67,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"name": "ATen default", "env": {"ATEN_CPU_CAPABILITY": "default"}, "quality": 90},
     {"name": "contiguous", "layout": "contiguous_format", "quality": 60},
     {"name": "channels_last", "layout": "channels_last", "quality": 10},
-    {"name": "Python coder", "env": {"VAECODEC_CODER": "python"}, "quality": 0},
+    {"name": "numpy coder", "env": {"VAECODEC_CODER": "numpy"}, "quality": 0},
     {"name": "float64", "double": True, "quality": 80},
     {"name": "ONNX Runtime", "engine": "onnx", "quality": 70},
     {"name": "ONNX Runtime, two threads", "engine": "onnx", "threads": 2, "quality": 40},

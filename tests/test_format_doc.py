@@ -19,7 +19,7 @@ def block(name: str) -> list[str]:
     return found[1].splitlines()
 
 
-@pytest.mark.parametrize("name", ["constriction", "python"])
+@pytest.mark.parametrize("name", ["constriction", "numpy"])
 def test_vector(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "constriction":
         pytest.importorskip(name)
@@ -34,6 +34,8 @@ def test_vector(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         stack = AnsStack(prior)
         stack.push(values, tables, ids)
         assert stack.to_bytes() == bytes.fromhex(words)
+    stack = AnsStack(bytes.fromhex(" ".join(block("lanes"))), 2)
+    assert (stack.pop(tables, np.tile(ids, 40)) == np.tile(values, 40)).all() and stack.is_empty()
     tile = unpack(dump()[0]).tiles[0]
     assert (AnsStack(tile.words).pop(tables, ids) == values).all()
     assert zlib.crc32(values.astype("<i4").tobytes()) == tile.crc

@@ -1,15 +1,18 @@
-"""PSNR and MS-SSIM against their definitions, and against pytorch-msssim where it is installed."""
+"""PSNR, MS-SSIM and SSIMULACRA2 against their definitions, and the packages that have them where they are installed."""
 
+import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import cli, picture, saved
 from PIL import Image, ImageFilter
 
-from vaecodec import ImageError
-from vaecodec.metrics import SIDE_MIN, compare, ms_ssim_of, psnr
+from vaecodec import ImageError, metrics
+from vaecodec.engines import MissingError
+from vaecodec.metrics import SIDE_MIN, compare, ms_ssim_of, psnr, ssimulacra2
 
 
 @pytest.mark.parametrize("size", [(161, 163), (200, 176), (345, 251)])
@@ -57,3 +60,74 @@ def test_what_cannot_be_compared() -> None:
         compare(picture(30, 20), picture(20, 30))
     with pytest.raises(ImageError, match="8 and 16 bits"):
         compare(Image.new("L", (4, 4)), Image.new("I;16", (4, 4)))
+
+
+# SSIMULACRA2
+
+
+def test_ssimulacra2_is_that_of_its_package() -> None:
+    package = pytest.importorskip("ssimulacra2")
+    a = picture(70, 50)
+    b = a.filter(ImageFilter.GaussianBlur(1))
+    expected = package.compute_ssimulacra2(io.BytesIO(saved(a)), io.BytesIO(saved(b)))
+    assert ssimulacra2(a, b) == compare(a, b).ssimulacra2 == pytest.approx(expected)
+    assert ssimulacra2(a, a) == 100 > ssimulacra2(a, b)
+    grey = a.convert("L")
+    assert ssimulacra2(grey, grey.convert("RGB")) == 100
+
+
+def test_ssimulacra2_of_deep_samples_is_that_of_what_they_look_like() -> None:
+    pytest.importorskip("ssimulacra2")
+    a, b = picture(40, 30), picture(40, 30).filter(ImageFilter.GaussianBlur(1))
+    x, y = (np.asarray(p).astype(np.uint16) for p in (a, b))
+    x[0, 0], y[0, 0] = 255, 255  # so that all bits are in use
+    shallow = ssimulacra2(x.astype(np.uint8), y.astype(np.uint8))
+    assert ssimulacra2(x * 257, y * 257) == pytest.approx(shallow)
+    assert ssimulacra2(x * 4 + x // 64, y * 4 + y // 64) == pytest.approx(shallow, abs=0.1)
+
+
+def test_alpha_is_laid_over_two_greys() -> None:
+    pytest.importorskip("ssimulacra2")
+    a, b = picture(40, 30), picture(40, 30).filter(ImageFilter.GaussianBlur(1))
+    flat = []
+    for p in (a, b):
+        p.putalpha(Image.linear_gradient("L").resize(p.size))
+    for grey in metrics.BACKGROUNDS:
+        pair = []
+        for p in (a, b):
+            under = Image.new("RGBA", p.size, (grey, grey, grey, 255))
+            under.alpha_composite(p)
+            pair.append(under.convert("RGB"))
+        flat.append(ssimulacra2(*pair))
+    assert ssimulacra2(a, b) == min(flat) < max(flat)
+
+
+def test_large_pictures_are_parted(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ssimulacra2")
+    monkeypatch.setattr(metrics, "SEEN_MAX", 40)
+    a, b = picture(70, 33), picture(70, 33).filter(ImageFilter.GaussianBlur(1))
+    halves = [ssimulacra2(a.crop((x, 0, x + 35, 33)), b.crop((x, 0, x + 35, 33))) for x in (0, 35)]
+    assert ssimulacra2(a, b) == pytest.approx(sum(halves) / 2)
+    assert [part.stop - part.start for part in metrics.parts(81)] == [27, 27, 27]
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("vaecodec.engines.installed", lambda name: name != "ssimulacra2")
+    monkeypatch.setattr(metrics, "installed", lambda name: name != "ssimulacra2")
+    picture(30, 20).save(tmp_path / "a.png")
+    with pytest.raises(MissingError, match=r"pip install 'vaecodec\[metrics\]'"):
+        ssimulacra2(picture(30, 20), picture(30, 20))
+    assert compare(picture(30, 20), picture(30, 20)).ssimulacra2 is None
+    shown = cli("compare", tmp_path / "a.png", tmp_path / "a.png")
+    assert "SSIMULACRA2 -  (pip install 'vaecodec[metrics]')" in shown.stdout
+    for option in (["--visually-lossless"], ["--target-ssimulacra2", "70"]):
+        result = cli("compress", tmp_path / "a.png", *option)
+        assert result.exit_code == 1 and "pip install 'vaecodec[metrics]'" in result.stderr
+        assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "a.vae").exists()
+
+
+def test_pictures_too_small_for_it() -> None:
+    pytest.importorskip("ssimulacra2")
+    assert compare(picture(7, 20), picture(7, 20)).ssimulacra2 is None
+    with pytest.raises(ImageError, match="8 pixels, not 7 x 20"):
+        ssimulacra2(picture(7, 20), picture(7, 20))

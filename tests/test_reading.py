@@ -1,6 +1,7 @@
 """Ways in: how deep a file is, 16-bit colour, alpha outside the mode, and metadata, whatever format they stand in."""
 
 import base64
+import importlib.util
 import io
 import struct
 import warnings
@@ -20,6 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 import vaecodec.metadata
 from bitstream import read_header, unpack
 from vaecodec import Codec
+from vaecodec.engines import MissingError
 from vaecodec.image import DeepPicture, ImageError, keep_metadata, metadata_of, open_picture, pixels_of, samples_of
 from vaecodec.metadata import left_out, unpacked
 from vaecodec.reading import DEPTHS, depth_of
@@ -271,7 +273,6 @@ def test_jpeg_2000_grey_of_16_bits() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (base64.b85decode(AVIF[10]), "10 bits a sample"),
         (patched(saved(picture(32, 32), "JPEG2000", no_jp2=True), b"\xff\x51", 40, 11), "12 bits a sample"),
         (dds((0x3FF00000, 0xFFC00, 0x3FF)), "10 bits a sample"),
         (fits(16), "signed"),
@@ -290,6 +291,18 @@ def test_signed_samples_are_refused() -> None:
     tifffile.imwrite(stream, wave(1, 8)[..., 0].astype(np.int8))
     with pytest.raises(ImageError, match="signed"):
         opened(stream.getvalue())
+
+
+@pytest.mark.parametrize("depth", [10, 12])
+def test_avif_of_more_than_8_bits(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = base64.b85decode(AVIF[depth])
+    if importlib.util.find_spec("imagecodecs"):
+        found = opened(data)
+        assert isinstance(found, DeepPicture) and (found.depth, found.full) == (depth, True)
+        assert np.array_equal(found.samples // 2 ** (depth - 8), np.asarray(Image.open(io.BytesIO(data))))
+    monkeypatch.setattr("vaecodec.engines.installed", lambda name: name != "imagecodecs")
+    with pytest.raises(MissingError, match=r"pip install 'vaecodec\[deep\]'"):
+        opened(data)
 
 
 @pytest.mark.parametrize("depth", [10, 12])

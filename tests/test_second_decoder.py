@@ -79,7 +79,7 @@ def test_fitted_pictures(bits: int) -> None:
     push_plain(stack, samples, bits)
     coder = second.Coder(stack.to_bytes())
     assert (np.array(second.pop_plain(coder, *samples.shape, bits)) == samples).all()
-    assert coder.state == 0 and not coder.stack
+    assert coder.empty
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -121,8 +121,8 @@ def test_sections_and_tiles_of_networks(codec: Codec) -> None:
     header, sections, tiles = second.read(data)
     assert header == (*[getattr(plain.header, name) for name in header._fields],)
     assert sections == {b"EXIF": b"exif", b"new ": b"?", b"ICCP": b""}
-    assert [(tile.method, tile.crc, tile.data) for tile in tiles] == [
-        (tile.method, tile.crc, tile.words) for tile in plain.tiles
+    assert [(tile.method, tile.crc, tile.data, tile.lanes) for tile in tiles] == [
+        (tile.method, tile.crc, tile.words, tile.lanes) for tile in plain.tiles
     ]
     with pytest.raises(second.RefusedError, match="version"):
         second.decode(data)
@@ -184,15 +184,18 @@ def test_example_of_an_array_and_of_a_file() -> None:
     for words, below in ((bytes.fromhex(lines[2]), b""), (bytes.fromhex(lines[4]), bytes.fromhex(lines[3]))):
         coder = second.Coder(words)
         assert second.pop_values(coder, lows, counts, True, ids) == values
-        rest = [*coder.stack, coder.state % 2**32, coder.state >> 32]
+        (lane,) = coder.lanes
+        rest = [*lane.stack, lane.state % 2**32, lane.state >> 32]
         assert struct.pack(f"<{len(rest)}I", *rest) == (below or bytes(8))
-    assert tile == (0, zlib.crc32(struct.pack("<8i", *values)), bytes.fromhex(lines[2]))
+    coder = second.Coder(bytes.fromhex(block("lanes").replace("\n", " ")), 2)
+    assert second.pop_values(coder, lows, counts, True, ids * 40) == values * 40 and coder.empty
+    assert tile == (0, zlib.crc32(struct.pack("<8i", *values)), bytes.fromhex(lines[2]), 1)
 
 
 def test_example_of_a_plain_picture() -> None:
     coder = second.Coder(bytes.fromhex(block("plain")))
     pixels = [[[9 * x * y, 40 * x + y, 250 - 3 * x] for x in range(4)] for y in range(3)]
-    assert second.pop_plain(coder, 3, 4, 3, 8) == pixels and coder.state == 0
+    assert second.pop_plain(coder, 3, 4, 3, 8) == pixels and coder.empty
 
 
 def test_tables_of_ranks() -> None:

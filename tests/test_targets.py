@@ -5,13 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import picture
+from conftest import TINY, cli, picture
 from PIL import Image
 
-from vaecodec import Codec
-from vaecodec.metrics import psnr
-from vaecodec.targets import ENCODES, compress_to, following, search
+from vaecodec import Codec, read_info, targets
+from vaecodec.image import DeepPicture
+from vaecodec.metrics import psnr, ssimulacra2
+from vaecodec.targets import ENCODES, SEEN_TOLERANCE, compress_to, following, search
 
 
 class Fake:
@@ -23,6 +25,16 @@ class Fake:
     def compress(self, picture: Image.Image, quality: float, *_: Any, **__: Any) -> bytes:
         self.encodes += 1
         return bytes(self.size(quality))
+
+
+class FakeDecoder:
+    """Whose files are their qualities, and whose pictures too."""
+
+    def compress(self, _: Image.Image, quality: float, *__: Any, **___: Any) -> bytes:
+        return str(quality).encode()
+
+    def decode_array(self, data: bytes, *_: Any) -> float:
+        return float(data)
 
 
 @pytest.mark.parametrize("scale", [0.2, 1, 5])
@@ -111,14 +123,68 @@ def test_a_miss_is_a_warning(tiny: Codec) -> None:
         assert compress_to(tiny, picture(40, 30), psnr=1) == tiny.compress(picture(40, 30), 0)
 
 
-@pytest.mark.parametrize("targets", [{}, {"bpp": 1, "size": 2}, {"size": 1000, "psnr": 30}])
-def test_there_is_one_target(tiny: Codec, targets: dict[str, float]) -> None:
+def test_a_target_the_eye_agrees_with(tiny: Codec) -> None:
+    pytest.importorskip("ssimulacra2")
+    image = picture(96, 64)
+    low, high = (ssimulacra2(image, tiny.decompress(tiny.compress(image, quality))) for quality in (0, 100))
+    found = search(tiny, image, ssimulacra2=(low + high) / 2)
+    assert found.near and found.encodes <= 6 and abs(found.reached - (low + high) / 2) <= SEEN_TOLERANCE
+    assert found.reached == ssimulacra2(image, tiny.decompress(found.data))
+    deep = np.asarray(image).astype(np.uint16) * 257
+    assert search(tiny, DeepPicture(deep, 16, {}), ssimulacra2=(low + high) / 2).near
+    with pytest.warns(UserWarning, match=r"nearest is an SSIMULACRA2 of -?[\d.]+, at quality 100$"):
+        compress_to(tiny, image, ssimulacra2=100)
+    with pytest.warns(UserWarning, match=r"nearest is an SSIMULACRA2 of -?[\d.]+, at quality 0$"):
+        compress_to(tiny, image, ssimulacra2=low - 20)
+
+
+@pytest.mark.parametrize("reach", [0.3, 1.0])
+def test_its_search_takes_few_encodes(reach: float) -> None:
+    """On curves as photographs have them, near the top as well."""
+    for offset in (-0.6, 0, 0.4):
+        for goal in (20, 50, 70, 85):
+
+            def score(quality: float, offset: float = offset) -> float:
+                return 100 - math.exp(4.65 + offset - reach * 1.98 * quality / 100)
+
+            if not score(0) < goal < score(100):
+                continue
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(targets, "need", lambda *_: None)
+                patch.setattr(targets, "seen", lambda _, decoded: score(decoded))
+                codec: Any = FakeDecoder()
+                found = search(codec, Image.new("RGB", (64, 64)), ssimulacra2=goal)
+            assert found.near and found.encodes <= 5
+
+
+def test_visually_lossless(tmp_path: Path, shipped_lossless: Path) -> None:
+    """What a tiny model does not reach is kept without loss, or as near as it comes, and is said."""
+    pytest.importorskip("ssimulacra2")
+    path, out = tmp_path / "a.png", tmp_path / "a.vae"
+    picture(64, 48).save(path)
+    weights = ("--weights", TINY, "--device", "cpu", "-o", out)
+    result = cli("compress", path, "--visually-lossless", *weights)
+    assert result.exit_code == 0 and "every pixel equal" in result.stderr and "kept without loss" in result.stderr
+    assert read_info(out).kind == "lossless"
+    result = cli("compress", path, "--visually-lossless", "--best-effort", *weights)
+    assert result.exit_code == 0 and read_info(out).quality == 100 and ", SSIMULACRA2 " in result.stderr
+    result = cli("compress", path, "--target-ssimulacra2", "99", *weights)
+    assert result.exit_code == 1 and "nothing was written" in result.stderr
+    Image.new("RGB", (64, 48), (90, 120, 60)).save(path)  # more than 90 at any quality, which is no miss
+    result = cli("compress", path, "--visually-lossless", *weights)
+    assert result.exit_code == 0 and "meets the target" not in result.stderr
+
+
+@pytest.mark.parametrize("aims", [{}, {"bpp": 1, "size": 2}, {"size": 1000, "psnr": 30}, {"bpp": 1, "ssimulacra2": 70}])
+def test_there_is_one_target(tiny: Codec, aims: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="one of"):
-        compress_to(tiny, picture(8, 8), **targets)
+        compress_to(tiny, picture(8, 8), **aims)
 
 
 def test_a_photograph(shipped: Path, photo: Image.Image) -> None:
     codec = Codec("cpu", shipped)
-    for targets in ({"bpp": 1.2}, {"size": 9000}, {"psnr": 33}):
-        found = search(codec, photo, **targets)
+    for aims in ({"bpp": 1.2}, {"size": 9000}, {"psnr": 33}, {"ssimulacra2": 70}):
+        if "ssimulacra2" in aims:
+            pytest.importorskip("ssimulacra2")
+        found = search(codec, photo, **aims)
         assert found.near and found.encodes <= 5

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 Picture = Union[Image.Image, DeepPicture, NDArray[Any], "Tensor", bytes, str, os.PathLike[str], IO[bytes]]
 """Pillow's; or an array [H, W] or [H, W, C], uint8 with 1 to 4 channels or uint16 with 1, 3 or 4; or such a tensor
 [C, H, W], on any device; or a picture's file: its path, its bytes or a binary file object. Only from a file can colour
-of more than 8 bits be had with its metadata."""
+of more than 8 bits be had with its metadata, and a gain map."""
 
 
 class Codec(Decoder):

@@ -81,6 +81,8 @@ class Decoder:
         parts = self._decode(container, wanted, progress or ignore, damaged)
         picture = Image.new(container.header.mode.name, (wanted.columns, wanted.rows))
         picture.info |= info_of(container.sections)
+        if region:
+            picture.info.pop("gain_map", None)  # which is of the whole
         for box, samples in parts:
             picture.paste(picture_of(samples), (box.left - wanted.left, box.top - wanted.top))
         return picture

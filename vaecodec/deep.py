@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .engines import need
 from .image import DeepPicture, ImageError
 from .metadata import FOLDERS, FULL, IPTC_TAG, RESOLUTION, STRUCTURE, XMP_KEYWORD, Chunk, unpacked
 
@@ -19,12 +20,13 @@ BLOCK = 64  # rows whose filters are chosen together
 
 
 def encode_deep(picture: DeepPicture, format: str) -> bytes:
-    """The bytes of a file that holds every sample: PNG, TIFF, or PPM, which has no alpha.
+    """The bytes of a file that holds every sample: PNG, TIFF, PPM, which has no alpha; with the extra "deep" AVIF and
+    HEIC of 10 and 12 bits, JPEG XL and JPEG 2000.
 
-    Where white is not 65535, PNG and TIFF have the samples spread over 16 bits, and PPM says what it is. Raises
+    Where white is not 65535, PNG and TIFF have the samples spread over 16 bits, and the others say what it is. Raises
     ImageError for other formats and for what they cannot hold.
     """
-    writers = {"PNG": _png, "TIFF": _tiff, "PPM": _ppm}
+    writers = {"PNG": _png, "TIFF": _tiff, "PPM": _ppm, **FOREIGN}
     if format not in writers:
         raise ImageError(f"{format} does not hold {picture.depth} bits a sample")
     return writers[format](picture)
@@ -37,6 +39,55 @@ def _ppm(picture: DeepPicture) -> bytes:
     kind, peak = {1: "P5", 3: "P6"}[channels], 2**picture.depth - 1 if picture.full else 65535
     head = f"{kind}\n{picture.width} {picture.height}\n{peak}\n".encode()
     return head + picture.samples.astype(">u2").tobytes()
+
+
+def _by_imagecodecs(picture: DeepPicture, name: str, **options: Any) -> bytes:
+    need("imagecodecs", f"{picture.depth if picture.full else 16} bits a sample in this format", "deep")
+    import imagecodecs
+
+    samples = picture.samples[..., 0] if picture.samples.shape[2] == 1 else picture.samples
+    bits = picture.depth if picture.full else 16
+    return bytes(getattr(imagecodecs, name)(samples, bitspersample=bits, numthreads=1, **options))
+
+
+def _coded_colour(picture: DeepPicture, format: str, *names: str) -> dict[str, int]:
+    """Primaries and transfer function, under these names, if the picture says them. Raises ImageError for depths that
+    AVIF and HEIC do not hold."""
+    if not (picture.full and picture.depth in (10, 12)):
+        raise ImageError(f"{format} holds 10 or 12 bits a sample, not {picture.depth if picture.full else 16}")
+    said = dict(unpacked(picture.info.get("png_chunks") or b"")).get(b"cICP", b"")
+    return dict(zip(names, said, strict=False))
+
+
+def _avif(picture: DeepPicture) -> bytes:
+    return _by_imagecodecs(picture, "avif_encode", level=100, **_coded_colour(picture, "AVIF", "primaries", "transfer"))
+
+
+def _heif(picture: DeepPicture) -> bytes:
+    colour = _coded_colour(picture, "HEIF", "color_primaries", "transfer_characteristics")
+    need("pillow_heif", f"{picture.depth} bits a sample in HEIC", "deep")
+    import pillow_heif
+
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[picture.samples.shape[2]]
+    size, stream = (picture.width, picture.height), io.BytesIO()
+    image = pillow_heif.from_bytes(f"{mode};{picture.depth}", size, picture.samples.tobytes())
+    if icc := picture.info.get("icc_profile"):
+        image.info["icc_profile"] = icc
+    others = {key: picture.info[key] for key in ("exif", "xmp") if picture.info.get(key)}
+    image.save(stream, quality=-1, chroma=444, matrix_coefficients=0, **colour, **others)
+    return stream.getvalue()
+
+
+def _jxl(picture: DeepPicture) -> bytes:
+    return _by_imagecodecs(picture, "jpegxl_encode", lossless=True)
+
+
+def _jpeg2000(picture: DeepPicture) -> bytes:
+    return _by_imagecodecs(picture, "jpeg2k_encode", level=0, reversible=True, codecformat="jp2")
+
+
+FOREIGN = {"AVIF": _avif, "HEIF": _heif, "JXL": _jxl, "JPEG2000": _jpeg2000}
+"""Formats that hold deep samples, which Pillow does not write."""
 
 
 def _png(picture: DeepPicture) -> bytes:

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from bitstream import EXIF, ICC, IPTC, PNG, XMP, LimitError, Limits, Mode, Section, VaeError
+from bitstream import EXIF, GAIN, ICC, IPTC, PNG, XMP, LimitError, Limits, Mode, Section, VaeError
 
+from .boxes import colour_chunks
+from .gainmap import gain_map_of
 from .metadata import COLOUR, FULL, INCH, RESOLUTION, TEXT, chunks_of, exif_of, iptc_of, kept_chunks, packed, unpacked
 from .reading import deep_samples, depth_of, mend_transparency
 
@@ -98,9 +100,15 @@ def open_picture(file: IO[bytes], limits: Limits | None = None) -> Image.Image |
             deep = None
         if picture.format == "PNG":  # with what Pillow does not read
             (deep or picture).info["png_chunks"] = packed(kept_chunks(file))
-        elif deep and deep.full:
-            mark = packed([(FULL, bytes([deep.depth]))])
-            deep.info["png_chunks"] = mark + deep.info.get("png_chunks", b"")
+        else:
+            said = colour_chunks(file) if picture.format in ("AVIF", "HEIF") else []
+            if deep:
+                mark = [(FULL, bytes([deep.depth]))] if deep.full else []
+                deep.info["png_chunks"] = packed(mark + said) + deep.info.get("png_chunks", b"")
+            elif said:
+                picture.info["png_chunks"] = packed(said + chunks_of(picture))
+        if not deep and (gain_map := gain_map_of(picture, file)):
+            picture.info["gain_map"] = gain_map
     except Image.DecompressionBombError:  # in Pillow's words it would be twice its own limit
         raise LimitError(f"picture of more than {(limits or Limits()).max_pixels} pixels exceeds the limits") from None
     except UnidentifiedImageError:
@@ -250,7 +258,7 @@ def refuse_deep_colour(mode: Mode) -> None:
 
 
 CHUNKS = {"icc": COLOUR, "text": TEXT, "dpi": RESOLUTION}
-INFO_KEYS = {EXIF: "exif", ICC: "icc_profile", XMP: "xmp", IPTC: "iptc", PNG: "png_chunks"}
+INFO_KEYS = {EXIF: "exif", ICC: "icc_profile", XMP: "xmp", IPTC: "iptc", PNG: "png_chunks", GAIN: "gain_map"}
 
 
 def info_of(sections: tuple[Section, ...]) -> dict[str | tuple[int, int], Any]:
@@ -273,10 +281,11 @@ def carried(picture: Image.Image) -> dict[str | tuple[int, int], Any]:
         found[key] = payload.encode() if isinstance(payload, str) else payload
     found["iptc"] = picture.info["iptc"] if "iptc" in picture.info else iptc_of(picture)
     found["png_chunks"] = picture.info["png_chunks"] if "png_chunks" in picture.info else packed(chunks_of(picture))
+    found["gain_map"] = picture.info.get("gain_map")
     return {key: payload for key, payload in found.items() if payload}
 
 
-METADATA = {"exif": EXIF, "icc": ICC, "xmp": XMP, "iptc": IPTC, "text": PNG, "dpi": PNG}
+METADATA = {"exif": EXIF, "icc": ICC, "xmp": XMP, "iptc": IPTC, "text": PNG, "dpi": PNG, "gain": GAIN}
 """Names for users, and the sections that they stand for; colour that is no profile goes with icc."""
 
 

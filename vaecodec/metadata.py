@@ -14,6 +14,8 @@ from typing import IO, Any
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
+from .boxes import colour_chunks, has_gain_map
+from .gainmap import ISO, gain_map_of, other_pictures
 from .reading import png_chunks
 
 Chunk = tuple[bytes, bytes]
@@ -236,7 +238,7 @@ def tags_of(payload: bytes) -> set[tuple[int, int]]:
 
 def lost(info: dict[Any, Any], file: IO[bytes]) -> list[str]:
     """What of a picture's metadata is not in the file that was written of it."""
-    if not any(info.get(key) for key in ("exif", "icc_profile", "xmp", "iptc", "png_chunks")):
+    if not any(info.get(key) for key in ("exif", "icc_profile", "xmp", "iptc", "png_chunks", "gain_map")):
         return []  # a large picture leaves no room for a second copy of its pixels
     file.seek(0)
     written: Any = Image.open(file)
@@ -244,6 +246,8 @@ def lost(info: dict[Any, Any], file: IO[bytes]) -> list[str]:
     chunks = kept_chunks(file) if written.format == "PNG" else chunks_of(written)
     names = [key for key in ("icc_profile", "xmp", "iptc") if info.get(key)]
     missing = [key for key in names if not (written.info.get(key) or (key == "iptc" and iptc_of(written)))]
+    chunks += colour_chunks(file) if written.format in ("AVIF", "HEIF") else []
+    missing += ["gain_map"] if info.get("gain_map") and not gain_map_of(written, file) else []
     if tags_of(info.get("exif") or b"") - tags_of(exif_of(written)):
         missing.insert(0, "exif")
     before = unpacked(info.get("png_chunks") or b"")
@@ -272,12 +276,17 @@ def left_out(file: IO[bytes]) -> list[str]:
         _exif_of(picture)
     except DAMAGED:
         words.add("its Exif data, which are damaged")
+    if picture.format in ("AVIF", "HEIF") and has_gain_map(file):
+        words.add("its gain map")
+    others = [] if len(other_pictures(picture, file)) == 1 and gain_map_of(picture, file) else ["its other pictures"]
     for name, data in getattr(picture, "applist", ()):
         known = {"APP0": b"JF", "APP2": b"ICC_PROFILE\0", "APP13": b"Photoshop 3.0\0", "APP14": b"Adobe", "COM": b""}
         if data.startswith(b"http://ns.adobe.com/xmp/extension/"):
             words.add("extended XMP")
         elif name == "APP2" and data.startswith(b"MPF\0"):
-            words.add("its other pictures")
+            words.update(others)
+        elif name == "APP2" and data.startswith(ISO):
+            continue
         elif not data.startswith((b"Exif", b"http://ns.adobe.com/xap/1.0/")) and not data.startswith(
             known.get(name, b"\xff" * 99)
         ):

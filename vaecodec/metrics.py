@@ -1,30 +1,42 @@
-"""How near one picture is to another: PSNR and MS-SSIM."""
+"""How near one picture is to another: PSNR, MS-SSIM and SSIMULACRA2."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .image import ImageError, Picture, Samples, depth_used, pixels_of, samples_of
+from .engines import installed, need
+from .image import ImageError, Picture, Pixels, Samples, depth_used, pixels_of, samples_of
+from .saving import cut
 
 WINDOW, SIGMA = 11, 1.5
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Of the five scales, finest first (Wang, Simoncelli and Bovik 2003)."""
 SIDE_MIN = (WINDOW - 1) * 2 ** (len(WEIGHTS) - 1) + 1
 """Pixels along the shorter side that MS-SSIM needs."""
+SEEN_MIN = 8
+"""Those that SSIMULACRA2 needs."""
+SEEN_MAX = 2048
+"""Pixels along a side that it looks at together: it takes 500 bytes for each."""
+BACKGROUNDS = (26, 230)
+"""Greys under pictures with alpha: a tenth and nine tenths of white."""
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """psnr: dB, infinite for equal samples. ms_ssim: 0 to 1; None where a side is under ``SIDE_MIN`` pixels."""
+    """psnr: dB, infinite for equal samples. ms_ssim: 0 to 1; None where a side is under ``SIDE_MIN`` pixels.
+    ssimulacra2: up to 100; None where a side is under ``SEEN_MIN`` pixels, or its package is not installed."""
 
     psnr: float
     ms_ssim: float | None
+    ssimulacra2: float | None
 
 
 def compare(a: Picture, b: Picture) -> Likeness:
@@ -32,16 +44,28 @@ def compare(a: Picture, b: Picture) -> Likeness:
 
     Raises ImageError where they cannot be compared.
     """
+    p, q, peak = comparable(a, b)
+    x, y = (pixels[0 : p.height, 0 : p.width] for pixels in (p, q))
+    colours, alpha = max(x.shape[2], y.shape[2]) > 2, not x.shape[2] % 2 or not y.shape[2] % 2
+    x, y = (with_channels(samples, colours, alpha, peak) for samples in (x, y))
+    side = min(p.width, p.height)
+    return Likeness(
+        psnr_of(x, y, peak),
+        ms_ssim_of(x, y, peak) if side >= SIDE_MIN else None,
+        ssimulacra2(a, b) if side >= SEEN_MIN and installed("ssimulacra2") else None,
+    )
+
+
+def comparable(a: Picture, b: Picture) -> tuple[Pixels, Pixels, int]:
+    """The pixels of two pictures, and the largest sample that they may have. Raises ImageError for different sizes and
+    depths."""
     p, q = pixels_of(a), pixels_of(b)
     if (p.width, p.height) != (q.width, q.height):
         raise ImageError(f"{p.width} x {p.height} and {q.width} x {q.height} pixels cannot be compared")
     if p.bits != q.bits:
         raise ImageError(f"{p.bits} and {q.bits} bits a sample cannot be compared")
-    x, y = (pixels[0 : pixels.height, 0 : pixels.width] for pixels in (p, q))
-    peak = 2 ** max(pixels.depth or depth_used(samples) for pixels, samples in ((p, x), (q, y))) - 1
-    colours, alpha = max(x.shape[2], y.shape[2]) > 2, not x.shape[2] % 2 or not y.shape[2] % 2
-    x, y = (with_channels(samples, colours, alpha, peak) for samples in (x, y))
-    return Likeness(psnr_of(x, y, peak), ms_ssim_of(x, y, peak) if min(p.width, p.height) >= SIDE_MIN else None)
+    depths = (pixels.depth or depth_used(pixels[0 : p.height, 0 : p.width]) for pixels in (p, q))
+    return p, q, 2 ** max(depths) - 1
 
 
 def with_channels(samples: Samples, colours: bool, alpha: bool, peak: int) -> Samples:
@@ -98,6 +122,54 @@ def fidelity(
         error += squared_error(original[..., :colours], decoded[..., :colours])
         equal = equal and np.array_equal(original, decoded)
     return decibels(error, colours * pixels.width * pixels.height, peak), equal
+
+
+def ssimulacra2(a: Picture, b: Picture) -> float:
+    """SSIMULACRA2 of the colours of two pictures, the first being the original: 100 for equal ones, 90 for what cannot
+    be told apart side by side, 70 for high quality, 50 for medium, and on below 0.
+
+    It is made for sRGB of 8 bits, to which deeper samples are rounded, whatever their transfer function. Where there is
+    alpha, the lower score of those over a dark and a light grey. A side of more than ``SEEN_MAX`` pixels is parted, and
+    the mean is over the parts. Raises MissingError without the package, ImageError where they cannot be compared.
+    """
+    need("ssimulacra2", "SSIMULACRA2", "metrics")
+    p, q, peak = comparable(a, b)
+    if min(p.width, p.height) < SEEN_MIN:
+        raise ImageError(f"SSIMULACRA2 needs sides of {SEEN_MIN} pixels, not {p.width} x {p.height}")
+    total = 0.0
+    for part in product(parts(p.height), parts(p.width)):
+        x, y = (in_8_bits(pixels[part], peak) for pixels in (p, q))
+        total += _ssimulacra2(x, y) * x.shape[0] * x.shape[1]
+    return total / (p.height * p.width)
+
+
+def parts(side: int) -> Iterator[slice]:
+    """Of as nearly equal lengths up to ``SEEN_MAX`` as there are."""
+    count = -(-side // SEEN_MAX)
+    for number in range(count):
+        yield slice(side * number // count, side * (number + 1) // count)
+
+
+def in_8_bits(samples: Samples, peak: int) -> NDArray[np.uint8]:
+    """Colours and alpha [h, w, 4]."""
+    wide = with_channels(samples, True, True, peak)
+    return wide if wide.dtype == np.uint8 else cut(wide, peak.bit_length())
+
+
+def _ssimulacra2(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
+    """Of colours and alpha [h, w, 4]."""
+    from ssimulacra2 import compute_ssimulacra2
+
+    opaque, scores = min(x[..., 3].min(), y[..., 3].min()) == 255, list[float]()
+    for grey in BACKGROUNDS[:1] if opaque else BACKGROUNDS:
+        files = io.BytesIO(), io.BytesIO()
+        for file, samples in zip(files, (x, y), strict=True):
+            picture = Image.new("RGBA", samples.shape[1::-1], (grey, grey, grey, 255))
+            picture.alpha_composite(Image.fromarray(samples))
+            picture.convert("RGB").save(file, "PPM")
+            file.seek(0)
+        scores.append(float(compute_ssimulacra2(*files)))
+    return min(scores)
 
 
 def ms_ssim_of(x: Samples, y: Samples, peak: int = 255) -> float:

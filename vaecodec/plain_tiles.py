@@ -32,9 +32,9 @@ def raw_tile(samples: Samples) -> Tile:
 
 
 def plain_tile(samples: Samples, depth: int) -> Tile:
-    stack = AnsStack()
+    stack = AnsStack(lanes=None)
     push_plain(stack, samples, depth)
-    return Tile(PLAIN, crc_of(samples), stack.to_bytes())
+    return Tile(PLAIN, crc_of(samples), stack.to_bytes(), stack.lanes)
 
 
 def smaller_tile(samples: Samples, depth: int) -> Tile:
@@ -47,11 +47,11 @@ def samples_in(tile: Tile, shape: tuple[int, int, int], depth: int) -> Samples:
     dtype = sample_type(depth)
     samples: Samples
     if tile.method == RAW:
-        if len(tile.words) != math.prod(shape) * np.dtype(dtype).itemsize:
-            raise CorruptError("a raw tile has the wrong size")
+        if tile.lanes > 1 or len(tile.words) != math.prod(shape) * np.dtype(dtype).itemsize:
+            raise CorruptError("a raw tile has the wrong size, or lanes")
         samples = np.frombuffer(tile.words, np.dtype(dtype).newbyteorder("<")).reshape(shape).astype(dtype)
     else:
-        stack = AnsStack(tile.words)
+        stack = AnsStack(tile.words, tile.lanes)
         samples = pop_plain(stack, shape, depth).astype(dtype)
         check_empty(stack)
     return checked(samples, tile)

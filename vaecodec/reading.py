@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .engines import need
+
 Deep = NDArray[np.uint16]
 
 
@@ -242,17 +244,46 @@ def _deep_sgi(picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
     return np.moveaxis(planes, 0, 2).astype(np.uint16), depth
 
 
-def _deep_jpeg2000(picture: Any, _file: IO[bytes], depth: int) -> tuple[Deep, int]:
-    if picture.mode != "I;16":
-        raise ValueError(f"{depth} bits a sample are not supported in JPEG2000 colour: convert it to 8 bits first")
-    return _grey(picture) >> np.uint16(16 - depth), depth  # Pillow has shifted them up
+def _deep_jpeg2000(picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
+    if picture.mode == "I;16":
+        return _grey(picture) >> np.uint16(16 - depth), depth  # Pillow has shifted them up
+    file.seek(0)
+    data = file.read()
+    at = data.find(b"\xff\x4f\xff\x51")
+    (channels,) = struct.unpack_from(">H", data, at + 40)
+    kinds = {data[at + 42 + 3 * channel : at + 45 + 3 * channel] for channel in range(channels)}
+    header = data[:at]
+    alike = len(kinds) == 1 and all(kind[0] < 0x80 and kind[1:] == b"\1\1" for kind in kinds)
+    spaces = set(re.findall(rb"colr\x01..(....)", header, re.DOTALL))
+    if not alike or b"pclr" in header or not spaces <= {b"\0\0\0\x10", b"\0\0\0\x11"}:  # sRGB and grey
+        raise ValueError(f"{depth} bits a sample are not supported in JPEG2000 of this kind: convert it first")
+    return _by_imagecodecs(picture, "jpeg2k_decode", data, depth), depth
+
+
+def _deep_avif(picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
+    file.seek(0)
+    return _by_imagecodecs(picture, "avif_decode", file.read(), depth), depth
+
+
+def _by_imagecodecs(picture: Any, name: str, data: bytes, depth: int) -> Deep:
+    """Samples of a file in a format that Pillow cuts to 8 bits. Raises ValueError where they are not of the form that
+    Pillow gives the picture, and MissingError."""
+    need("imagecodecs", f"{depth} bits a sample", "deep")
+    import imagecodecs
+
+    samples: NDArray[Any] = np.atleast_3d(getattr(imagecodecs, name)(data, numthreads=1))
+    if samples.shape[2] == 2:
+        samples = samples[..., [0, 0, 0, 1]]
+    expected = (picture.height, picture.width, {"L": 1, "I;16": 1, "RGB": 3}.get(picture.mode, 4))
+    if samples.dtype != np.uint16 or samples.shape != expected or int(samples.max()).bit_length() > depth:
+        raise ValueError(f"its {depth} bits a sample cannot be read: {samples.dtype} {list(samples.shape)}")
+    return samples
 
 
 def _deep_heif(_picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
-    try:
-        import pillow_heif
-    except ImportError:
-        raise ValueError(f"{depth} bits a sample need the package pillow-heif") from None
+    need("pillow_heif", f"{depth} bits a sample", "deep")
+    import pillow_heif
+
     file.seek(0)
     try:
         image = pillow_heif.open_heif(file, convert_hdr_to_8bit=False, hdr_to_16bit=False)
@@ -264,9 +295,10 @@ def _deep_heif(_picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
     return samples.reshape(*samples.shape[:2], -1), depth
 
 
-def _deep_jxl(picture: Any, _file: IO[bytes], depth: int) -> tuple[Deep, int]:
+def _deep_jxl(picture: Any, file: IO[bytes], depth: int) -> tuple[Deep, int]:
     if picture.mode != "I;16":
-        raise ValueError(f"{depth} bits a sample are not supported in JXL colour: convert it to 8 bits first")
+        file.seek(0)
+        return _by_imagecodecs(picture, "jpegxl_decode", file.read(), depth), depth
     wide = _grey(picture).astype(np.int64)  # spread over 16 bits
     return ((wide * (2**depth - 1) + 32767) // 65535).astype(np.uint16), depth
 
@@ -276,7 +308,7 @@ def _deep_mode(picture: Any, _file: IO[bytes], depth: int) -> tuple[Deep, int]:
 
 
 READERS: dict[str, Callable[[Any, IO[bytes], int], tuple[Deep, int]]] = {
-    "AVIF": _deep_heif,
+    "AVIF": _deep_avif,
     "HEIF": _deep_heif,
     "IM": _deep_mode,
     "JPEG2000": _deep_jpeg2000,

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
-from .deep import encode_deep
+from .deep import FOREIGN, encode_deep
+from .engines import MissingError, installed
+from .gainmap import with_gain_map
 from .image import INFO_KEYS, DeepPicture, ImageError, Samples, open_picture, pixels_of
 from .info import UNLIMITED
 from .metadata import lost, save_options
@@ -81,13 +83,13 @@ def encode_picture(
     """
     if isinstance(picture, DeepPicture):
         picture = picture if background is None else deep_flattened(picture, background)
-        grey = picture.samples.shape[2] == 1
+        grey, foreign = picture.samples.shape[2] == 1, picture.full and installed("imagecodecs")
         try:
-            if not grey or format == "PPM":
+            if not grey or format in ("PPM", "AVIF", "HEIF") or (foreign and format in FOREIGN):
                 data = encode_deep(picture, format)
                 return data, lost(picture.info, io.BytesIO(data))
             picture, depth = (picture.spread(), 16) if picture.full else (picture, depth)
-        except ImageError as error:
+        except (ImageError, MissingError) as error:
             if not lossy:
                 raise ImageError(f"{error}; .png and .tiff hold all of it, --lossy-output writes what it can") from None
         shown = Image.fromarray(picture.samples[..., 0] if grey else cut(picture.samples, picture.depth))
@@ -176,6 +178,8 @@ def encoded(picture: Image.Image, format: str) -> tuple[bytes, list[str]]:
         options["sizes"] = [picture.size]
     try:
         picture.save(stream, format, **options)
+        if format in ("JPEG", "MPO") and (gain_map := picture.info.get("gain_map")):
+            stream = io.BytesIO(with_gain_map(stream.getvalue(), gain_map))
         if format == "PDF":  # which Pillow does not read
             return stream.getvalue(), [key for key in INFO_KEYS.values() if picture.info.get(key)]
         missing = lost(picture.info, stream)

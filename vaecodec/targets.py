@@ -1,11 +1,12 @@
-"""The quality at which a picture takes a given number of bytes, or reaches a given PSNR.
+"""The quality at which a picture takes a given number of bytes, or reaches a given PSNR or SSIMULACRA2.
 
 Every network depends on the quality, so nothing that one encode computes serves the next: a search costs whole encodes
-and, for a PSNR, decodes. Three or four of them do, because both curves are nearly straight in the right scale.
+and, for a likeness, decodes. Three or four of them do, because the curves are nearly straight in the right scale.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,9 +17,10 @@ from PIL import Image
 from bitstream import Limits, read_header
 
 from .codec import Codec
+from .engines import need
 from .guest import public
 from .image import DeepPicture, metadata_of
-from .metrics import fidelity
+from .metrics import fidelity, ssimulacra2 as seen
 from .weights import QUALITY_MAX
 
 ENCODES = 10
@@ -26,6 +28,8 @@ ENCODES = 10
 SIZE_TOLERANCE = 0.01  # of the size
 PSNR_TOLERANCE = 0.05  # dB
 PSNR_MAX = 99.0  # stands for equal pixels
+SEEN_TOLERANCE = 0.5  # of SSIMULACRA2
+SEEN_TOP = 0.1  # below 100, where its scale ends
 OVERHEAD = 64  # bytes of header and tile table that no quality changes, about
 ROOT_START, ROOT_RISE = 0.545, 0.76e-4
 """The cube root of a photograph's bits a pixel is about ROOT_START + ROOT_RISE * hundredths of quality, times a factor
@@ -33,12 +37,18 @@ that depends on the photograph."""
 PSNR_START, PSNR_RISE = 27.0, 1.35e-3
 """Its PSNR is about PSNR_START + PSNR_RISE * hundredths of quality, plus an offset."""
 
+SEEN_START, SEEN_RISE = -4.65, 1.98e-4
+"""The logarithm of what its SSIMULACRA2 lacks of 100, negative, is about SEEN_START + SEEN_RISE * hundredths of
+quality, plus an offset."""
+VISUALLY_LOSSLESS = 90.0
+"""The SSIMULACRA2 from which on two pictures cannot be told apart side by side."""
+
 
 @dataclass(frozen=True)
 class Found:
     """A file, the quality (0 to 100) it was made with and how many encodes the search took.
 
-    reached: its bytes, or its PSNR in dB where that was the target. near: within the tolerance.
+    reached: its bytes, or its PSNR in dB or SSIMULACRA2 where that was the target. near: within the tolerance.
     """
 
     data: bytes
@@ -56,25 +66,28 @@ def compress_to(
     bpp: float | None = None,
     size: float | None = None,
     psnr: float | None = None,
+    ssimulacra2: float | None = None,
     effort: int = 0,
     limits: Limits | None = None,
 ) -> bytes:
     """The bytes of a lossy file of about ``bpp`` bits a pixel or ``size`` bytes (the whole file, within 1 %), or of
-    about ``psnr`` dB over RGB (within 0.05). effort and limits: of each of the about three encodes, as for
-    ``Codec.compress``.
+    about ``psnr`` dB over RGB (within 0.05), or of an SSIMULACRA2 of about ``ssimulacra2`` (within 0.5; the extra
+    "metrics"). effort and limits: of each of the about three encodes, as for ``Codec.compress``.
 
     What no quality reaches gives a UserWarning and the nearest there is. Raises ValueError unless there is one target,
-    and what ``Codec.compress`` raises.
+    MissingError without the extra, and what ``Codec.compress`` raises.
     """
-    found = search(codec, picture, bpp=bpp, size=size, psnr=psnr, effort=effort, limits=limits)
+    found = search(codec, picture, bpp=bpp, size=size, psnr=psnr, ssimulacra2=ssimulacra2, effort=effort, limits=limits)
     if not found.near:
-        warnings.warn(missed(found, psnr is not None), stacklevel=2)
+        target = "psnr" if psnr is not None else "size" if ssimulacra2 is None else "ssimulacra2"
+        warnings.warn(missed(found, target), stacklevel=2)
     return found.data
 
 
-def missed(found: Found, in_psnr: bool) -> str:
-    """What to say of a target that was not met."""
-    reached = f"{found.reached:.2f} dB" if in_psnr else f"{found.reached:.0f} bytes"
+def missed(found: Found, target: str) -> str:
+    """What to say of a target that was not met; target: its name, as ``search`` has it."""
+    words = {"psnr": f"{found.reached:.2f} dB", "ssimulacra2": f"an SSIMULACRA2 of {found.reached:.2f}"}
+    reached = words.get(target, f"{found.reached:.0f} bytes")
     return f"no quality meets the target; the nearest is {reached}, at quality {found.quality:g}"
 
 
@@ -86,41 +99,53 @@ def search(
     bpp: float | None = None,
     size: float | None = None,
     psnr: float | None = None,
+    ssimulacra2: float | None = None,
     effort: int = 0,
     limits: Limits | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Found:
     """As ``compress_to``, with what was found on the way and no warning. progress: as for ``Codec.compress``."""
-    if [bpp, size, psnr].count(None) != 2:
-        raise ValueError("one of bpp, size and psnr is the target")
+    if [bpp, size, psnr, ssimulacra2].count(None) != 3:
+        raise ValueError("one of bpp, size, psnr and ssimulacra2 is the target")
     pixels = picture.width * picture.height
     fixed = OVERHEAD + sum(len(section.payload) for section in metadata_of(picture))
 
     def straight(reached: float) -> float:
+        """On the scale on which the curve is nearly that."""
+        if ssimulacra2 is not None:
+            return -math.log(max(100 - reached, SEEN_TOP))
         return reached if psnr is not None else (8 * max(reached - fixed, 1) / pixels) ** (1 / 3)
 
-    if psnr is not None:
-        goal, tolerance = psnr, PSNR_TOLERANCE
-        guess = (goal - PSNR_START) / PSNR_RISE
+    if ssimulacra2 is not None:
+        need("ssimulacra2", "SSIMULACRA2", "metrics")
+        goal, tolerance, start, rise = ssimulacra2, SEEN_TOLERANCE, SEEN_START, SEEN_RISE
+    elif psnr is not None:
+        goal, tolerance, start, rise = psnr, PSNR_TOLERANCE, PSNR_START, PSNR_RISE
     else:
         goal = size if size is not None else (bpp or 0) * pixels / 8
-        tolerance = goal * SIZE_TOLERANCE
-        guess = (straight(goal) - ROOT_START) / ROOT_RISE
-    hundredths, known, best = inside(guess), dict[int, float](), None
+        tolerance, start, rise = goal * SIZE_TOLERANCE, ROOT_START, ROOT_RISE
+    likeness = ssimulacra2 is not None or psnr is not None
+
+    def reached_by(data: bytes) -> float:
+        if ssimulacra2 is not None:
+            return seen(picture, codec.decode_array(data, limits, progress))
+        if psnr is not None:
+            decoded = codec.decode_tiles(data, limits, progress)
+            return min(fidelity(picture, decoded, read_header(data).depth)[0], PSNR_MAX)
+        return float(len(data))
+
+    hundredths, known, best = inside((straight(goal) - start) / rise), dict[int, float](), None
     while hundredths not in known and len(known) < ENCODES:
         quality = hundredths / 100
         data = codec.compress(picture, quality, progress, effort=effort, limits=limits)
-        reached = float(len(data))
-        if psnr is not None:
-            decoded = codec.decode_tiles(data, limits, progress)
-            reached = min(fidelity(picture, decoded, read_header(data).depth)[0], PSNR_MAX)
+        reached = reached_by(data)
         known[hundredths] = straight(reached)
         if best is None or abs(reached - goal) < abs(best.reached - goal):
             best = Found(data, quality, 0, reached, abs(reached - goal) <= tolerance)
         if best.near:
             break
-        factor = known[hundredths] / (ROOT_START + ROOT_RISE * hundredths)
-        hundredths = following(known, straight(goal), PSNR_RISE if psnr is not None else factor * ROOT_RISE)
+        factor = 1 if likeness else known[hundredths] / (start + rise * hundredths)
+        hundredths = following(known, straight(goal), factor * rise)
     assert best is not None
     return replace(best, encodes=len(known))
 

@@ -126,11 +126,15 @@ def change(fields: list[int | bytes], sections: list[Part], tiles: list[Part], r
     elif tiles:
         tile = rng.choice(tiles)
         if choice == 4:
-            tile.name = rng.choice((0, 1, 2, 3, 4, 255))
+            tile.name = rng.choice((0, 1, 2, 3, 4, 255)) ^ rng.choice((0, 0, 1, 2, 4, 8, 9)) << 4 & 255
         elif choice == 5:
             tile.number ^= 1 << rng.randrange(32)
         elif choice == 6:
             tiles.append(tile) if rng.random() < 0.5 else tiles.remove(tile)
+        elif choice == 7 and rng.random() < 0.5:  # lengths of lanes, of which some add up
+            lengths = [rng.randrange(3) for _ in range(rng.choice((2, 4, 8)))]
+            tile.name = tile.name & 15 | len(lengths).bit_length() - 1 << 4
+            tile.body = b"".join(map(varint, lengths)) + rng.randbytes(4 * sum(lengths))
         elif choice == 7:
             tile.body = rng.choice((b"", tile.body[: rng.randrange(9) * 4], tile.body[-4 * rng.randrange(1, 9) :]))
         else:

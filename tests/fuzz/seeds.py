@@ -5,6 +5,7 @@ python tests/fuzz/seeds.py FOLDER
 
 import sys
 from pathlib import Path
+from unittest import mock
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
@@ -14,7 +15,7 @@ from conftest import picture  # noqa: E402
 from PIL import Image  # noqa: E402
 from targets import codec  # noqa: E402
 
-from bitstream import Header, Kind, Mode, Section, Tile, pack, unpack  # noqa: E402
+from bitstream import Header, Kind, Mode, Section, Tile, coder, pack, unpack  # noqa: E402
 from vaecodec import Codec, ImageError  # noqa: E402
 
 
@@ -46,12 +47,14 @@ def files(codec: Codec) -> list[bytes]:
 def methods(codec: Codec) -> list[bytes]:
     """Lossless files of one picture, each tile in another way."""
     from vaecodec.lossless.tile import TileCoder
-    from vaecodec.plain_tiles import crc_of, raw
+    from vaecodec.plain_tiles import crc_of, plain_tile, raw
 
     samples = np.asarray(picture(8, 8))
     header = Header(Kind.LOSSLESS, Mode["RGB"], 8, 8, 8, 0, 0, 64, codec.lossless.identity)
     ways = [TileCoder(codec.lossless, 8)._push_network(codec.lossless, samples)]
     plain, stored = TileCoder(None, 8).push(samples // 64), Tile(3, crc_of(samples), raw(samples))
+    with mock.patch.object(coder, "_LANES_SHARE", 8):
+        ways += [TileCoder(codec.lossless, 8)._push_network(codec.lossless, samples), plain_tile(samples // 64, 8)]
     return [pack(header, [tile]) for tile in (*ways, plain, stored)]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bitstream import MAGIC, CorruptError, Limits, VaeError, read_header, unpack
+from bitstream import MAGIC, CorruptError, Kind, Limits, VaeError, read_header, unpack
 
 from .. import folders
 from . import batch, files, inout, options
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 @click.option("--target-bpp", type=click.FloatRange(0, min_open=True), help="Bits a pixel to aim at, within 1 %.")
 @click.option("--target-size", **options.SIZE, help="Bytes to aim at, within 1 %: 20k, 20kB, 20KiB ...")
 @click.option("--target-psnr", type=click.FloatRange(0, min_open=True), help="dB to aim at, within 0.05.")
+@click.option(
+    "--target-ssimulacra2", type=click.FloatRange(0, 100), help="SSIMULACRA2 to aim at, within 0.5: 70 is high quality."
+)
+@click.option(
+    "--visually-lossless",
+    is_flag=True,
+    help="An SSIMULACRA2 of 90; every pixel, as with --lossless, where no quality reaches it.",
+)
 @click.option("--best-effort", is_flag=True, help="Take the nearest there is to a target that no quality meets.")
 @click.option("-l", "--lossless", is_flag=True, help="Keep every pixel as it is, by bits-back coding.")
 @click.option("--fast", is_flag=True, help="With --lossless: without networks, a few times as fast, in more bytes.")
@@ -59,6 +67,8 @@ def compress(
     target_bpp: float | None,
     target_size: float | None,
     target_psnr: float | None,
+    target_ssimulacra2: float | None,
+    visually_lossless: bool,
     best_effort: bool,
     lossless: bool,
     fast: bool,
@@ -73,30 +83,37 @@ def compress(
 
     In folders, suffixes say what is a picture. A file of several frames is refused, but of the JPEG files of phones
     and cameras that carry previews (MPO) the first picture is taken. A target costs about three encodes; one that is
-    not met is a failure, and nothing is written. Bytes may depend on --device, --engine and --threads, which change how
-    sums are rounded, and never on --jobs or --shard.
+    not met is a failure, and nothing is written. SSIMULACRA2 follows the eye better than PSNR and needs the extra
+    "metrics". Bytes may depend on --device, --engine and --threads, which change how sums are rounded, and never on
+    --jobs or --shard.
     """
-    aims = {"bpp": target_bpp, "size": target_size, "psnr": target_psnr}
+    aims = {"bpp": target_bpp, "size": target_size, "psnr": target_psnr, "ssimulacra2": target_ssimulacra2}
     targets = {name: value for name, value in aims.items() if value is not None}
     if not all(math.isfinite(value) for value in (quality, *targets.values())):
         raise click.UsageError("nan and inf are neither qualities nor targets")
     asked = click.get_current_context().get_parameter_source("quality") != ParameterSource.DEFAULT
-    if len(targets) + asked + lossless > 1:
-        raise click.UsageError("--lossless, --quality and the targets exclude each other")
+    if len(targets) + asked + lossless + visually_lossless > 1:
+        raise click.UsageError("--lossless, --visually-lossless, --quality and the targets exclude each other")
     if fast and not lossless:
         raise click.UsageError("--fast is for --lossless")
-    if best_effort and not targets:
+    if best_effort and not (targets or visually_lossless):
         raise click.UsageError("--best-effort is for targets")
-    passes = 6 if target_psnr else 3 if targets else 1  # about; a search for a PSNR decodes as well
+    seen = visually_lossless or target_ssimulacra2 is not None
+    passes = 6 if seen or target_psnr else 3 if targets else 1  # about; a search for a likeness decodes as well
     quick_check = verify and not effort  # beside a refinement, the time of a decode is nothing
     plan = with_a_picture(files.planned(request, folders.PICTURES, ".vae"))
 
     def start() -> batch.Work:
+        from ..engines import need
         from ..image import DeepPicture, keep_metadata
         from ..metadata import left_out
         from ..metrics import fidelity
-        from ..targets import missed, search
+        from ..targets import VISUALLY_LOSSLESS, missed, search
 
+        if seen:
+            need("ssimulacra2", "SSIMULACRA2", "metrics")
+        if visually_lossless:
+            targets["ssimulacra2"] = VISUALLY_LOSSLESS
         codec = machine.codec("lossless" if lossless else "lossy")
         if not fast:  # what is wrong with the weights is wrong once, and not for each file
             _ = codec.lossless if lossless else codec.lossy
@@ -121,26 +138,32 @@ def compress(
             said = [f"not kept: {', '.join(others)}"] if others else []
             if targets:
                 found = search(codec, picture, effort=effort, limits=limits, progress=progress, **targets)
-                if not found.near:
-                    said.append(missed(found, target_psnr is not None))
-                    if not best_effort:
-                        raise VaeError(f"{said[-1]}: nothing was written; --best-effort takes that")
                 data = found.data
-                notes.append(f"quality {found.quality:g}")
+                if not found.near and not (visually_lossless and found.reached > VISUALLY_LOSSLESS):
+                    said.append(missed(found, *targets))
+                    if visually_lossless and not best_effort:
+                        said.append("kept without loss (--best-effort takes the nearest)")
+                        data = codec.compress(picture, 0, progress, lossless=True, effort=effort, limits=limits)
+                    elif not best_effort:
+                        raise VaeError(f"{said[-1]}: nothing was written; --best-effort takes that")
+                if data is found.data:
+                    notes.append(f"quality {found.quality:g}")
+                    notes += [f"SSIMULACRA2 {found.reached:.2f}"] if seen else []
             else:
                 data = codec.compress(
                     picture, quality, progress, lossless=lossless, fast=fast, effort=effort, limits=limits
                 )
-            size, used = len(data), read_header(data).depth
+            size, header = len(data), read_header(data)
+            exact = header.kind == Kind.LOSSLESS
             with inout.written(job, data, keep_times=request.keep_times) as temporary:
                 written = temporary or data
                 del data  # large ones leave no room for a second
                 if verify:
                     checking = progress if quick_check else lambda _done: progress(0)
-                    psnr, equal = fidelity(picture, codec.decode_tiles(written, limits, checking), used)
-                    if lossless and not equal:
+                    psnr, equal = fidelity(picture, codec.decode_tiles(written, limits, checking), header.depth)
+                    if exact and not equal:
                         raise VaeError("the decoded pixels are not those of the picture: nothing was written")
-                    notes.append("every pixel equal" if lossless else f"{psnr:.2f} dB")
+                    notes.append("every pixel equal" if exact else f"{psnr:.2f} dB")
             note = ", ".join([f"{job.target}: {size} bytes, {8 * size / pixels:.3f} bpp", *notes])
             return batch.Done(pixels, read, size, size, note, "; ".join(said))
 
@@ -177,7 +200,7 @@ def decompress(
 ) -> None:
     """Decompress .vae files: files, folders, quoted patterns, or - for standard input. x.vae becomes x.png.
 
-    The suffix of -o chooses the format. JPEG and AVIF lose once more, at their quality 95, and so does PDF; any other
+    The suffix of -o chooses the format. JPEG, AVIF of 8 bits and PDF lose once more, at their quality 95; any other
     format that cannot hold the picture exactly is refused, unless --lossy-output is given.
     """
     output = request.output

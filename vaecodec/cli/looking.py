@@ -93,14 +93,16 @@ def info(sources: tuple[str, ...], recursive: bool, as_json: bool, bits: bool, m
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable; null for an infinite PSNR.")
 @options.computing
 def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
-    """Show how near B is to A: PSNR and MS-SSIM, and the bits a pixel if B, or else A, is a .vae file.
+    """Show how near B is to A: PSNR, MS-SSIM and SSIMULACRA2, and the bits a pixel if B, or else A, is a .vae file.
 
-    Both may be .vae files or pictures. MS-SSIM needs sides of 161 pixels.
+    Both may be .vae files or pictures. MS-SSIM needs sides of 161 pixels, SSIMULACRA2 the extra "metrics" and a second a
+    megapixel; it is made for sRGB of 8 bits, to which deeper samples are rounded.
     """
     contents = [inout.read(path) for path in (a, b)]
     packed = [data for data in contents if data.startswith(MAGIC)]
     if not packed:
         refuse_machine("a .vae file")
+    from ..engines import installed
     from ..image import DeepPicture
     from ..metrics import compare as measured
 
@@ -118,12 +120,15 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
     bpp = 8 * len(packed[-1]) / (pictures[0].width * pictures[0].height) if packed else None
     if as_json:
         psnr = likeness.psnr if math.isfinite(likeness.psnr) else None
-        click.echo(json.dumps({"psnr": psnr, "ms_ssim": likeness.ms_ssim, "bpp": bpp}))
+        score = likeness.ssimulacra2
+        click.echo(json.dumps({"psnr": psnr, "ms_ssim": likeness.ms_ssim, "ssimulacra2": score, "bpp": bpp}))
         return
-    click.echo(f"PSNR    {likeness.psnr:.3f} dB")
-    click.echo(f"MS-SSIM {'-' if likeness.ms_ssim is None else f'{likeness.ms_ssim:.5f}'}")
+    lacking = "-" if installed("ssimulacra2") else "-  (pip install 'vaecodec[metrics]')"
+    click.echo(f"PSNR        {likeness.psnr:.3f} dB")
+    click.echo(f"MS-SSIM     {'-' if likeness.ms_ssim is None else f'{likeness.ms_ssim:.5f}'}")
+    click.echo(f"SSIMULACRA2 {lacking if likeness.ssimulacra2 is None else f'{likeness.ssimulacra2:.2f}'}")
     if bpp is not None:
-        click.echo(f"bpp     {bpp:.4f}")
+        click.echo(f"bpp         {bpp:.4f}")
 
 
 @main.command()

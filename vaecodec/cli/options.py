@@ -71,7 +71,7 @@ def colour_of(context: click.Context, parameter: click.Parameter, text: str | No
 SHARD = matched("I/N", r"(\d+)/(\d+)", shard_of)
 REGION = matched("X,Y,W,H", r"(\d+),(\d+),(\d+),(\d+)", region_of)
 SIZE = matched("BYTES[k|M|Ki|Mi]", r"(\d+\.?\d*) ?(|[kKmM])((?<=[kKmM])[iI])?[bB]?", size_of)
-METADATA_NAMES = ["exif", "icc", "xmp", "iptc", "text", "dpi"]
+METADATA_NAMES = ["exif", "icc", "xmp", "iptc", "text", "dpi", "gain"]
 METADATA = matched(
     "all|none|" + ",".join(METADATA_NAMES), "all|none|({0})(,({0}))*".format("|".join(METADATA_NAMES)), metadata_of
 )

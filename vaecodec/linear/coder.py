@@ -84,12 +84,12 @@ class LinearCoder:
             shape = (1, box.rows, box.columns)
             encoder = Encoder(weights, self.weights.shrink, shape, count, targets, lengths)
             encoder.run()
-            stack, crc = AnsStack(), 0
+            stack, crc = AnsStack(lanes=None), 0
             for integers, _ in encoder.coded:
                 crc = zlib.crc32(integers.astype("<i4").tobytes(), crc)
             for integers, ids in reversed(encoder.coded):
                 stack.push(integers, self.weights.tables, ids)
-            coded.append(Tile(0, crc, stack.to_bytes()))
+            coded.append(Tile(0, crc, stack.to_bytes(), stack.lanes))
             progress(samples.shape[0] * samples.shape[1])
         return coded
 
@@ -123,7 +123,7 @@ class LinearCoder:
         if tile.method != 0:
             raise CorruptError(f"tile method {tile.method} is unknown")
         weights, count, step = self._at(header)
-        shape, stack = (1, grid.rows, grid.columns), AnsStack(tile.words)
+        shape, stack = (1, grid.rows, grid.columns), AnsStack(tile.words, tile.lanes)
         before = stack.bits()
         decoder = Decoder(weights, self.weights.shrink, shape, count, stack, self.weights.tables)
         values = decoder.run()

@@ -150,7 +150,7 @@ class TileCoder:
             return samples_in(tile, shape, self.depth)
         if tile.method not in (BITS_BACK, ROUNDED):
             raise VersionError(f"unknown tile method {tile.method}")
-        stack = AnsStack(tile.words)
+        stack = AnsStack(tile.words, tile.lanes)
         if self.weights is None:
             raise CorruptError("a tile of 16-bit samples asks for the networks")
         samples = self._pop_network(self.weights, stack, shape, tile.method == ROUNDED, record)
@@ -164,7 +164,7 @@ class TileCoder:
         picture[:] = samples[..., :colours].transpose(2, 0, 1)
         for method in (BITS_BACK, ROUNDED):
             network = Network(weights, height, width, colours, method == ROUNDED)
-            stack = AnsStack()
+            stack = AnsStack(lanes=None)
             if channels in (2, 4):
                 push_plain(stack, samples[..., -1:], self.depth)
             try:
@@ -172,7 +172,7 @@ class TileCoder:
             except StarvedError:
                 continue
             break
-        return Tile(method, crc_of(samples), stack.to_bytes())
+        return Tile(method, crc_of(samples), stack.to_bytes(), stack.lanes)
 
     def _pop_network(
         self,
@@ -272,7 +272,7 @@ class Network:
         return bits_back(latent_codec(self._prior_parts, record), likelihood, posterior)
 
     def _checked(self, codec: Codec[Latents]) -> Codec[Latents]:
-        """Raises StarvedError where popping would come to the bottom of the stack."""
+        """Raises StarvedError where popping would come to the bottom of a lane."""
         if self.rounded:
             return codec
 
@@ -281,7 +281,7 @@ class Network:
                 z = codec.pop(stack)
             except CorruptError:  # at the bottom already
                 raise StarvedError from None
-            if stack.bits() < 64:
+            if stack.least() < 64:
                 raise StarvedError
             return z
 

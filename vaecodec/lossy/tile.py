@@ -145,9 +145,11 @@ def checked(symbols: Symbols) -> Symbols:
     return symbols
 
 
-def push_tile(networks: Networks, y: Floats, quality: int, alpha: Samples, depth: int) -> tuple[Tile, Symbols]:
+def push_tile(
+    networks: Networks, y: Floats, quality: int, alpha: Samples, depth: int, lanes: int | None = None
+) -> tuple[Tile, Symbols]:
     """Quantise and code latents [M, h, w], in steps of the quantiser, and alpha [H, W, 1 or 0] of ``depth`` bits.
-    What the decoder needs first is pushed last. Gives the tile and y_hat, as ``parts_of``."""
+    What the decoder needs first is pushed last. lanes: see ``AnsStack``. Gives the tile and y_hat, as ``parts_of``."""
     rows, columns = y.shape[1:]
     padded = np.pad(y, ((0, 0), (0, -rows % HYPER), (0, -columns % HYPER)), "edge")
     z_mean = (networks.prior(quality)[0][:, None, None] * UNIT).astype(np.float32)
@@ -161,11 +163,11 @@ def push_tile(networks: Networks, y: Floats, quality: int, alpha: Samples, depth
     def parts() -> Parts:
         y_hat.append((yield from parts_of(networks, rows, columns, quality, choose)))
 
-    stack = AnsStack()
+    stack = AnsStack(lanes=lanes)
     if alpha.size:
         push_plain(stack, alpha, depth)
     chain(parts).push(stack, chosen)  # the list grows as its parts are asked for
-    return Tile(NETWORK, checksum([*chosen, alpha]), stack.to_bytes()), y_hat[0]
+    return Tile(NETWORK, checksum([*chosen, alpha]), stack.to_bytes(), stack.lanes), y_hat[0]
 
 
 def pop_tile(
@@ -179,7 +181,7 @@ def pop_tile(
     record: Record | None = None,
 ) -> tuple[Symbols, Samples]:
     """y_hat, as ``parts_of``, and alpha of the shape given: [H, W, 1 or 0]. Raises CorruptError."""
-    stack, y_hat = AnsStack(tile.words), list[Symbols]()
+    stack, y_hat = AnsStack(tile.words, tile.lanes), list[Symbols]()
 
     def parts() -> Parts:
         y_hat.append((yield from parts_of(networks, rows, columns, quality)))
