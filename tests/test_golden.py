@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TINY_FINER, TINY_LOSSLESS, moving
+from conftest import TINY, TINY_FINER, TINY_LOSSLESS, moving, refined
 
 from bitstream import Kind, Mode, unpack
 from vaecodec import Codec
@@ -23,6 +23,7 @@ def codecs(request: pytest.FixtureRequest) -> dict[str, Codec]:
         "lossless": Codec("cpu", TINY_LOSSLESS, engine=engine),
         "pca": Codec("cpu"),
         "lossless-moving": moving(Codec("cpu", TINY_LOSSLESS, engine=engine)),
+        "lossless-refined": refined(Codec("cpu", TINY_LOSSLESS, engine=engine)),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 from bitstream import AnsStack, Codec, Tables, table_codec
 
 from .numbers import FRACTIONS, SCALES, SHAPES
-from .refine import ERROR_MAX, INVERSES, Layers, Passes
+from .refine import ERROR_MAX, INVERSES, PASSES, Layers, Passes, name_of
 
 if TYPE_CHECKING:
     from .tile import Networks
 
 Values = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
 Prediction = tuple[Values, Values, Values]
 """Means in eighths, scale indices and shapes [N]."""
 
@@ -111,6 +113,24 @@ class PixelCodec:
     def _pop(self, stack: AnsStack) -> Values:
         self.pop_offsets(stack)
         return self._under(self.moving(self.steps)).pop(stack)
+
+
+def passes_parts(
+    weights: Networks, name: str, number: int, passes: Passes, inside: Bytes
+) -> Generator[tuple[str, Codec[Values]], Values, None]:
+    """One colour of one phase of the level ``number``, pass by pass, into its samples ``inside`` [h, w]."""
+    colour = passes.colour
+    for index in range(len(PASSES)):
+        refiner = weights.refiners[name_of(number, passes.phase.name, colour, index)]
+        if index == 0:
+            first = PixelCodec(weights, passes.of(0, passes.prediction))
+            values = yield name, first_codec(first, passes, refiner)
+            passes.move(first.moving(values))
+        else:
+            values = yield name, refined_codec(weights.pixel_tables, passes, index, refiner)
+        view = passes.of(index, inside)
+        view[:] = values.reshape(view.shape).clip(0, 255)
+        passes.see(index, view)
 
 
 def first_codec(first: PixelCodec, passes: Passes, refiner: Layers) -> Codec[Values]:

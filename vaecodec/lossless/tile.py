@@ -37,7 +37,7 @@ from ..image import Samples
 from ..plain_tiles import check_empty, checked, crc_of, plain_tile, raw_tile, samples_in
 from . import refine
 from .numbers import CHANNEL_ORDER, LATENT_FRACTIONS, PHASES, Config
-from .samples import PixelCodec, first_codec, refined_codec
+from .samples import PixelCodec, passes_parts
 
 Values = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
@@ -366,27 +366,9 @@ class Network:
                 inside[:] = values.reshape(inside.shape).clip(0, 255)
             else:
                 passes = refine.Passes(prediction, phase, before, refine.usage_of(outside[c]))
-                yield from self._passes(name, c, passes, inside)
+                yield from passes_parts(self.weights, f"{name} {COLOURS[c]}", int(name[2:]), passes, inside)
             state.see(x[c])
         return x
-
-    def _passes(
-        self, name: str, c: int, passes: refine.Passes, inside: Bytes
-    ) -> Generator[tuple[str, Codec[Values]], Values, None]:
-        """One colour of one phase, pass by pass, into ``inside``."""
-        part = f"{name} {COLOURS[c]}"
-        number, colour = int(name[2:]), passes.colour
-        for index in range(len(refine.PASSES)):
-            refiner = self.weights.refiners[refine.name_of(number, name[0], colour, index)]
-            if index == 0:
-                first = PixelCodec(self.weights, passes.of(0, passes.prediction))
-                values = yield part, first_codec(first, passes, refiner)
-                passes.move(first.moving(values))
-            else:
-                values = yield part, refined_codec(self.weights.pixel_tables, passes, index, refiner)
-            view = passes.of(index, inside)
-            view[:] = values.reshape(view.shape).clip(0, 255)
-            passes.see(index, view)
 
 
 def latents_under(mean: Values, index: Values, tables: Tables | None) -> Codec[Values]:
