@@ -1,5 +1,5 @@
-"""``python -m benchmarks``: kodak, bitsback, depth, speed, scaling, effort, same-bytes, theory, readme, pca-train,
-training-speed, sweep."""
+"""``python -m benchmarks``: kodak, bitsback, depth, progressive, speed, scaling, effort, same-bytes, theory, readme,
+pca-train, training-speed, sweep."""
 
 from pathlib import Path
 
@@ -8,7 +8,20 @@ import click
 from vaecodec.folders import PICTURES
 
 try:
-    from . import bitsback, depth, effort, kodak, pca, same_bytes, scaling, speed, sweep, theory, training_speed
+    from . import (
+        bitsback,
+        depth,
+        effort,
+        kodak,
+        pca,
+        progressive,
+        same_bytes,
+        scaling,
+        speed,
+        sweep,
+        theory,
+        training_speed,
+    )
     from .codecs import CODECS
 except ModuleNotFoundError as error:
     raise SystemExit(
@@ -87,6 +100,16 @@ def bitsback_command(data: Path, out: Path) -> None:
 def depth_command(data: Path, out: Path) -> None:
     """The same pictures with 8, 10, 12 and 16 bits a sample."""
     depth.run(find_pictures(data), out / data.resolve().name)
+
+
+@main.command("progressive")
+@data_option
+@out_option
+@click.option("--quality", default=75.0, show_default=True, help="Of the lossy files.")
+@click.option("--lossless", "count", default=0, show_default=True, help="So many of the pictures without loss, too.")
+def progressive_command(data: Path, out: Path, quality: float, count: int) -> None:
+    """PSNR over the share of a progressive file that has been read, beside JPEG and JPEG XL."""
+    progressive.run(find_pictures(data), out / data.resolve().name, quality, count)
 
 
 @main.command("speed")

@@ -38,7 +38,7 @@ from .container import (
 from .errors import CorruptError, LimitError, TruncatedError, VaeError, VersionError
 
 if TYPE_CHECKING:
-    from .bits_back import Parts, Record, bits_back, chain
+    from .bits_back import Depths, Parts, Record, bits_back, chain
     from .coder import AnsStack, Codec, table_codec
     from .plain import pop_plain, push_plain
     from .tables import Tables, gaussian_tables, normalise
@@ -63,6 +63,7 @@ __all__ = [
     "Codec",
     "Container",
     "CorruptError",
+    "Depths",
     "Header",
     "Kind",
     "LimitError",
@@ -89,7 +90,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "bitstream.bits_back": ("Parts", "Record", "bits_back", "chain"),
+    "bitstream.bits_back": ("Depths", "Parts", "Record", "bits_back", "chain"),
     "bitstream.coder": ("AnsStack", "Codec", "table_codec"),
     "bitstream.plain": ("pop_plain", "push_plain"),
     "bitstream.tables": ("Tables", "gaussian_tables", "normalise"),

@@ -6,6 +6,7 @@ In every function `push` stands above `pop`, which is its inverse, step by step 
 import contextlib
 from collections.abc import Callable, Generator
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -48,8 +49,31 @@ def pushed(codec: Codec[X], value: X, stack: AnsStack) -> X:
     return value
 
 
-def chain(parts: Callable[[], Parts], record: Record | None = None) -> Codec[list[Array]]:
-    """Codes a list of arrays, each under a codec that may depend on those before it: p(a) p(b|a) p(c|a,b) ..."""
+class Depths:
+    """A ``Record`` of how far down a stack reaches what ``chain`` pushes on it."""
+
+    def __init__(self, stack: AnsStack) -> None:
+        self._stack, self._heights = stack, [stack.words()]
+
+    def __call__(self, name: str, bits: float) -> None:
+        self._heights.append(self._stack.words())
+
+    def parts(self, first: int = 1) -> tuple[int, ...]:
+        """When all is pushed: how many of the stack's words, from its top, popping the first part takes, how many more
+        the second one, and so on; the last part is what is left. first: how many steps the first part has."""
+        size = len(self._stack.to_bytes()) // 4
+        # Where popping pushes, as bits-back does, what it pops next is its own: only the lowest counts.
+        lows = accumulate(reversed(self._heights[:-1]), min)
+        taken = [size - low for low in lows][first - 1 :]
+        parts = [after - before for before, after in pairwise([0, *taken])]
+        return tuple(parts if taken[-1] < size else parts[:-1])
+
+
+def chain(parts: Callable[[], Parts], record: Record | None = None, held: int | None = None) -> Codec[list[Array]]:
+    """Codes a list of arrays, each under a codec that may depend on those before it: p(a) p(b|a) p(c|a,b) ...
+
+    held: only so many of them are on the stack; the others are guessed.
+    """
 
     def code(stack: AnsStack, name: str, step: Callable[[AnsStack], X]) -> X:
         before = stack.bits() if record else 0.0
@@ -72,7 +96,11 @@ def chain(parts: Callable[[], Parts], record: Record | None = None) -> Codec[lis
         with contextlib.suppress(StopIteration):
             name, codec = next(generator)
             while True:
-                values.append(code(stack, name, codec.pop))
+                if held is None or len(values) < held:
+                    values.append(code(stack, name, codec.pop))
+                else:
+                    assert codec.guess is not None
+                    values.append(codec.guess())
                 name, codec = generator.send(values[-1])
         return values
 

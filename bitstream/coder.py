@@ -101,6 +101,10 @@ class AnsStack:
             WORD * int(words) + (math.log2(int(state)) if state else 0.0) for words, state in self._lanes().positions()
         ]
 
+    def words(self) -> int:
+        """How many words lie below the state of a stack of one lane."""
+        return int(self._lanes().positions()[0][0])
+
     def push(self, values: Ints, tables: Tables, ids: Ints) -> None:
         """Push integers so that `pop` with the same tables and ids returns them in this order.
 
@@ -164,14 +168,18 @@ class AnsStack:
 
 @dataclass(frozen=True)
 class Codec(Generic[T]):
-    """A way to code one thing. `push` and `pop` are inverse on the data and on the stack, in both orders."""
+    """A way to code one thing. `push` and `pop` are inverse on the data and on the stack, in both orders.
+
+    guess: what to take it for where it is not on the stack.
+    """
 
     push: Callable[[AnsStack, T], None]
     pop: Callable[[AnsStack], T]
+    guess: Callable[[], T] | None = None
 
 
 def table_codec(tables: Tables, ids: Ints, locs: Ints | None = None) -> Codec[NDArray[np.int32]]:
-    """The codec that codes `v - loc` under table `id`.
+    """The codec that codes `v - loc` under table `id`; its guess is `loc`.
 
     ids: int [N]; locs: int [N] in int32, zero if not given. Values and their differences from locs must be in
     int32; errors are those of `AnsStack.push` and `pop`, and popping MANY values from an empty stack is CorruptError:
@@ -187,7 +195,7 @@ def table_codec(tables: Tables, ids: Ints, locs: Ints | None = None) -> Codec[ND
             raise CorruptError("a tile has fewer bytes than its values need")
         return _int32(stack.pop(tables, ids) + shift, CorruptError).astype(np.int32)
 
-    return Codec(push, pop)
+    return Codec(push, pop, lambda: shift.astype(np.int32))
 
 
 def _split(data: bytes | bytearray | memoryview, lanes: int) -> list[NDArray[np.uint32]]:

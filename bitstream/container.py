@@ -3,16 +3,19 @@
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from .errors import CorruptError, LimitError, TruncatedError, VersionError
+from .progressive import PARTS, ordered, read_index, reversed_words, write_index
 
 MAGIC = b"\x8bVAE\r\n\x1a\n"
 VERSION = (0, 3)
 OLDEST = (0, 1)
 
 BytesLike = bytes | bytearray | memoryview
+Entry = tuple[int, int, int, int]
+"""Of the tile directory: method, lanes, length and CRC-32 of a tile."""
 
 # magic, major, minor, kind, mode, depth, colour, quality, tile, width, height, model; then its CRC-32
 _HEADER = struct.Struct("<8s6B2H2I16s")
@@ -90,13 +93,18 @@ class Header:
 class Tile:
     """One tile: method (0 to 15), CRC-32 of the integers it decodes to, its coded bytes, and their number of lanes.
 
-    After `unpack`, `words` is a read-only view into the file. Raises ValueError if a number is not allowed.
+    lanes: 1, 2, 4 ... 256. parts: in a progressive file, from the top of the stack, so many words as each part needs
+    beyond those before it, without the last part; else empty. held: of a tile that is cut off, how many of its parts
+    are there, which then are all that `words` has. After `unpack`, `words` may be a read-only view into the file.
+    Raises ValueError if a number is not allowed.
     """
 
     method: int
     crc: int
     words: bytes | memoryview
     lanes: int = 1
+    parts: tuple[int, ...] = ()
+    held: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in range(16) or self.crc not in range(2**32) or self.lanes not in LANES:
@@ -147,19 +155,27 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A whole file: tiles in raster order, and the sections beside them, in the order of the file."""
+    """A whole file: tiles in raster order, and the sections beside them, in the order of the file.
+
+    ends: how many bytes of the file there must be to have the first parts of all tiles, the second ones and so on; the
+    last is its size.
+    """
 
     header: Header
     tiles: tuple[Tile, ...]
     sections: tuple[Section, ...]
+    ends: tuple[int, ...] = field(default=(), compare=False)
 
 
 def pack(header: Header, tiles: Sequence[Tile], sections: Sequence[Section] = ()) -> bytes:
-    """The bytes of a file. Raises ValueError for a wrong number of tiles and a repeated or reserved tag."""
+    """The bytes of a file, a progressive one if any tile has parts.
+
+    Raises ValueError for a wrong number of tiles or of words in parts and a repeated or reserved tag.
+    """
     if len(tiles) != header.tile_count:
         raise ValueError(f"{len(tiles)} tiles for a picture of {header.tile_count}")
-    tags = {_TILES, *(section.tag for section in sections)}
-    if len(tags) != len(sections) + 1:
+    tags = {_TILES, PARTS, *(section.tag for section in sections)}
+    if len(tags) != len(sections) + 2:
         raise ValueError("a section tag occurs twice or is reserved")
     h = header
     sizes = (h.depth, h.colour, h.quality, h.tile, h.width, h.height)
@@ -167,8 +183,27 @@ def pack(header: Header, tiles: Sequence[Tile], sections: Sequence[Section] = ()
     directory = b"".join(
         bytes([t.method | LANES.index(t.lanes) << 4]) + varint(len(t.words)) + _CRC.pack(t.crc) for t in tiles
     )
-    framed = [_frame(section) for section in (*sections, Section(_TILES, directory, critical=True))]
-    return b"".join([head, _CRC.pack(zlib.crc32(head)), *framed, *(tile.words for tile in tiles)])
+    last, coded = [Section(_TILES, directory, critical=True)], [tile.words for tile in tiles]
+    if any(tile.parts for tile in tiles):
+        parts = [tile.parts for tile in tiles]
+        index = write_index(parts, varint)
+        last.insert(0, Section(PARTS, index, critical=True))
+        coded = _spread(coded, parts)
+    framed = [_frame(section) for section in (*sections, *last)]
+    return b"".join([head, _CRC.pack(zlib.crc32(head)), *framed, *coded])
+
+
+def _spread(tiles: list[bytes | memoryview], parts: list[tuple[int, ...]]) -> list[bytes | memoryview]:
+    """The bytes of tiles in the order of a progressive file. Raises ValueError if parts have too many words."""
+    lengths, starts, spread = [len(words) for words in tiles], [0] * len(tiles), list[bytes | memoryview]()
+    tiles = [reversed_words(words) if own else words for words, own in zip(tiles, parts, strict=True)]
+    for group in ordered(lengths, parts):
+        for tile, size in group:
+            if size < 0:
+                raise ValueError("the parts of a tile are longer than the tile")
+            spread.append(tiles[tile][starts[tile] : starts[tile] + size])
+            starts[tile] += size
+    return spread
 
 
 def read_header(data: BytesLike) -> Header:
@@ -198,10 +233,11 @@ def read_header(data: BytesLike) -> Header:
         raise CorruptError(f"header: {error}") from None
 
 
-def unpack(data: BytesLike, limits: Limits = Limits(), *, partial: bool = False) -> Container:
+def unpack(data: BytesLike, limits: Limits = Limits(), *, partial: bool = False, preview: bool = False) -> Container:
     """Read a file; the tiles are views into `data`, not decoded and their CRCs not verified.
 
-    partial: the file may end within the tiles; they then have fewer bytes than they should, or none.
+    partial: the file may end within the tiles; they then have fewer bytes than they should, or none. preview: the same,
+    but they have whole parts only and say how many, see `Tile`.
 
     Raises what `read_header` raises, and: LimitError beyond `limits`, TruncatedError if bytes are missing,
     VersionError for an unknown critical section, CorruptError for any other broken rule.
@@ -210,19 +246,55 @@ def unpack(data: BytesLike, limits: Limits = Limits(), *, partial: bool = False)
     header = read_header(view)
     limits.check(header)
     sections: dict[bytes, Section] = {}
-    start = HEADER_SIZE
+    start, index = HEADER_SIZE, None
     while True:
         section, start = _read_section(view, start, header, limits)
         if section.tag == _TILES:
             break
-        if section.critical and section.tag not in (EXIF, ICC, XMP, IPTC, PNG, GAIN):
+        if section.critical and section.tag not in (EXIF, ICC, XMP, IPTC, PNG, GAIN, PARTS):
             raise VersionError(f"unknown critical section {section.tag!r}")
+        if index is not None:
+            raise CorruptError("the index of parts does not stand before the tile directory")
+        if section.tag == PARTS:
+            index = section.payload
+            continue
         if section.tag in sections:
             raise CorruptError(f"section {section.tag!r} occurs twice")
         sections[section.tag] = section
         if len(sections) > limits.max_sections:
             raise LimitError(f"more than {limits.max_sections} sections")
-    return Container(header, _read_tiles(view, start, header, section.payload, partial), tuple(sections.values()))
+    entries = _read_directory(section.payload, header)
+    lengths = [length for _, _, length, _ in entries]
+    missing = start + sum(lengths) - len(view)
+    if missing > 0 and not (partial or preview):
+        raise TruncatedError("file ends within the tiles")
+    if missing < 0:
+        raise CorruptError("bytes follow the last tile")
+    parts = [()] * len(entries) if index is None else read_index(index, lengths, read_varint)
+    tiles, ends = _read_tiles(view, start, entries, parts, preview)
+    return Container(header, tiles, tuple(sections.values()), ends)
+
+
+def _read_tiles(
+    view: memoryview, start: int, entries: list[Entry], parts: Sequence[tuple[int, ...]], preview: bool
+) -> tuple[tuple[Tile, ...], tuple[int, ...]]:
+    """The tiles, whose bytes begin at `start`, and where their first parts end, their second parts, and so on."""
+    ends, pieces, held = list[int](), [list[memoryview]() for _ in entries], [0] * len(entries)
+    for number, group in enumerate(ordered([length for _, _, length, _ in entries], parts)):
+        for tile, size in group:
+            pieces[tile].append(view[start : start + size])
+            start += size
+            held[tile] += start <= len(view) and held[tile] == number
+        ends.append(start)
+    tiles = list[Tile]()
+    for (method, lanes, _, crc), own, there, count in zip(entries, parts, pieces, held, strict=True):
+        if own and lanes > 1:
+            raise CorruptError(f"a tile of {lanes} lanes in parts")
+        cut = count if preview and count <= len(own) else None
+        kept = there[:cut]
+        words = reversed_words(b"".join(kept)) if own else kept[0] if kept else b""
+        tiles.append(Tile(method, crc, words, lanes, own, cut))
+    return tuple(tiles), tuple(ends)
 
 
 def _read_section(view: memoryview, start: int, header: Header, limits: Limits) -> tuple[Section, int]:
@@ -246,34 +318,29 @@ def _read_section(view: memoryview, start: int, header: Header, limits: Limits) 
         raise CorruptError(f"section {tag!r} fails its checksum")
     if flags > 1:
         raise VersionError(f"section {tag!r} has unknown flags {flags}")
-    if tag == _TILES and not flags:
-        raise CorruptError("the tile directory is not marked as critical")
+    if tag in (_TILES, PARTS) and not flags:
+        raise CorruptError(f"section {tag!r} is not marked as critical")
     try:
         return Section(tag, bytes(view[body:end]), bool(flags)), end + 4
     except ValueError as error:
         raise CorruptError(str(error)) from None
 
 
-def _read_tiles(view: memoryview, start: int, header: Header, directory: bytes, partial: bool) -> tuple[Tile, ...]:
-    """The tiles, whose bytes follow from `start` to the end of the file."""
-    tiles, at, entries = [], 0, memoryview(directory)
+def _read_directory(directory: bytes, header: Header) -> list[Entry]:
+    entries, at, view = list[Entry](), 0, memoryview(directory)
     try:
         for _ in range(header.tile_count):
-            lanes, method = divmod(entries[at], 16)
+            lanes, method = divmod(view[at], 16)
             if lanes >= len(LANES):
                 raise VersionError(f"a tile has 2**{lanes} lanes")
-            length, at = read_varint(entries, at + 1)
-            (crc,) = _CRC.unpack_from(entries, at)
-            at += 4
-            if length > len(view) - start and not partial:
-                raise TruncatedError("file ends within the tiles")
-            tiles.append(Tile(method, crc, view[start : start + length], LANES[lanes]))
-            start = min(start + length, len(view))
+            length, at = read_varint(view, at + 1)
+            entries.append((method, LANES[lanes], length, _CRC.unpack_from(view, at)[0]))
+            at += _CRC.size
     except (IndexError, struct.error):
         raise CorruptError("tile directory is too short") from None
-    if at != len(entries) or start != len(view):
-        raise CorruptError("bytes follow the last tile or the last entry of its directory")
-    return tuple(tiles)
+    if at != len(view):
+        raise CorruptError("bytes follow the last entry of the tile directory")
+    return entries
 
 
 def _frame(section: Section) -> bytes:

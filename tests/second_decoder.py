@@ -18,7 +18,7 @@ TOTAL = 2**24
 CHANNELS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 1, 6: 3, 7: 4}  # by mode
 
 Header = namedtuple("Header", "kind mode depth colour quality tile width height model")
-Tile = namedtuple("Tile", "method crc data lanes")
+Tile = namedtuple("Tile", "method crc data lanes parts")
 Plane = list[list[int]]
 Picture = list[list[list[int]]]  # rows of pixels of samples
 
@@ -77,26 +77,57 @@ def read(data: bytes) -> tuple[Header, dict[bytes, bytes], list[Tile]]:
         require(tag != b"TILE" or 6 * count <= length <= 15 * count, "corrupt", "directory")
         require(zlib.crc32(data[start:end]) == int.from_bytes(data[end:at], "little"), "corrupt", "CRC")
         require(data[start + 4] <= 1, "version", "flags")
-        require(tag != b"TILE" or data[start + 4] == 1, "corrupt", "directory")
+        require(tag not in (b"TILE", b"PART") or data[start + 4] == 1, "corrupt", "directory")
         require(all(0x20 <= byte <= 0x7E for byte in tag), "corrupt", "tag")
-        known = tag in (b"TILE", b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ", b"GAIN")
+        known = tag in (b"TILE", b"PART", b"EXIF", b"ICCP", b"XMP ", b"IPTC", b"PNG ", b"GAIN")
         require(known or data[start + 4] == 0, "version", "critical section")
         require(tag not in sections, "corrupt", "the section occurs twice")
+        require(b"PART" not in sections or tag == b"TILE", "corrupt", "PART is not before TILE")
         sections[tag] = data[body:end]
-        require(len(sections) <= 64 or tag == b"TILE", "limit", "sections")
-    directory, place, tiles = sections.pop(b"TILE"), 0, []
+        require(len(sections) <= 64 or tag in (b"PART", b"TILE"), "limit", "sections")
+    directory, place, entries = sections.pop(b"TILE"), 0, []
     for _ in range(count):
         require(place < len(directory), "corrupt", "directory")
         exponent, method = divmod(directory[place], 16)
         require(exponent <= 8, "version", "lanes")
         length, crc = varint(directory, place + 1, "corrupt")
         require(len(directory) >= crc + 4, "corrupt", "directory")
-        require(len(data) >= at + length, "truncated", "tile")
-        number = int.from_bytes(directory[crc : crc + 4], "little")
-        tiles.append(Tile(method, number, data[at : at + length], 2**exponent))
-        place, at = crc + 4, at + length
-    require(place == len(directory) and at == len(data), "corrupt", "more bytes than tiles")
+        entries.append((method, 2**exponent, length, int.from_bytes(directory[crc : crc + 4], "little")))
+        place = crc + 4
+    require(place == len(directory), "corrupt", "directory")
+    lengths = [length for _, _, length, _ in entries]
+    size = at + sum(lengths)
+    require(len(data) >= size, "truncated", "tile")
+    require(len(data) == size, "corrupt", "more bytes than tiles")
+    cuts = read_parts(sections.pop(b"PART"), lengths) if b"PART" in sections else [[] for _ in entries]
+    pieces = [b""] * count
+    for k in range(64):
+        for i, own in enumerate(cuts):
+            if k <= len(own):
+                end = at + (4 * own[k] if k < len(own) else lengths[i] - len(pieces[i]))
+                pieces[i], at = pieces[i] + data[at:end], end
+    tiles = []
+    for (method, lanes, _, crc), own, piece in zip(entries, cuts, pieces, strict=True):
+        require(not own or lanes == 1, "corrupt", "a tile of several lanes in parts")
+        words = [piece[at : at + 4] for at in range(0, len(piece), 4)][:: -1 if own else 1]
+        tiles.append(Tile(method, crc, b"".join(words), lanes, tuple(own)))
     return header, sections, tiles
+
+
+def read_parts(index: bytes, lengths: list[int]) -> list[list[int]]:
+    """The words of all parts of each tile but the last."""
+    at, tiles = 0, []
+    for length in lengths:
+        cuts, at = varint(index, at, "corrupt")
+        require(cuts <= 127, "corrupt", "parts")
+        words = []
+        for _ in range(cuts):
+            number, at = varint(index, at, "corrupt")
+            words.append(number)
+        require(not words or (length % 4 == 0 and 4 * sum(words) <= length), "corrupt", "parts")
+        tiles.append(words)
+    require(at == len(index) and any(tiles), "corrupt", "index of parts")
+    return tiles
 
 
 # Words and arrays. A table is the list of its `left`, with 2^24 at the end.

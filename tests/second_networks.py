@@ -131,8 +131,8 @@ def synthesis(weights: Weights, stream: Array, seen: Array) -> Array:
     return shuffled(weights.layer("g_s.head", stream, (1 / 128, 1 / 1024), (1 - 2**17, 2**17 - 1)), 8) * 64 + 128
 
 
-def latents(weights: Weights, coder: Coder, h: int, w: int) -> tuple[Array, int]:
-    """Latents [M, h, w] of a tile, and the CRC-32 of what was popped."""
+def latents(weights: Weights, coder: Coder, h: int, w: int, in_parts: bool) -> tuple[Array, int]:
+    """Latents [M, h, w] of a tile, which may be in parts, and the CRC-32 of what was popped."""
     c, crc = weights.config, 0
     tables, u = weights.tables("tables"), 2.0 ** -c["bits"]
     m, wide, hidden = c["latent"], 2**17 - 1, (0, round(255 / 16 / u))
@@ -140,7 +140,7 @@ def latents(weights: Weights, coder: Coder, h: int, w: int) -> tuple[Array, int]
     def pop(ids: Array) -> Array:
         nonlocal crc
         values = second.pop_values(coder, *tables, ids.astype(int).ravel().tolist())
-        require(max(map(abs, values)) <= 2**17, "corrupt", "latent")
+        require(max(map(abs, values), default=0) <= 2**17, "corrupt", "latent")
         crc = zlib.crc32(struct.pack(f"<{len(values)}i", *values), crc)
         return np.array(values, float).reshape(ids.shape)
 
@@ -165,7 +165,12 @@ def latents(weights: Weights, coder: Coder, h: int, w: int) -> tuple[Array, int]
         mine = channel // (m // 4) == s ^ (2 * (row % 2) + column % 2)
         quarters = [part.reshape(4, m // 4, h, w) for part in (mean, index, mine)]
         picked = [np.where(quarters[2], part, 0).sum(0) for part in quarters[:2]]
-        values = pop(picked[1]) + picked[0]
+        order = np.argsort(-picked[1].ravel() * in_parts, kind="stable")
+        n = order.size
+        v = np.empty(n)
+        for array in np.split(order, [n // 64, n // 16, n // 4]) if in_parts else [order]:
+            v[array] = pop(picked[1].ravel()[array])
+        values = v.reshape(picked[1].shape) + picked[0]
         y = np.where(mine, np.broadcast_to(values, (4, *values.shape)).reshape(m, h, w), y)
     return y, crc
 
@@ -184,7 +189,7 @@ def decode_lossy(header: Header, tiles: Sequence[Tile], weights: Weights) -> Pic
                 part[:] = second.decode_tile(tile, *part.shape, header.depth)
                 continue
             coder = Coder(tile.data, tile.lanes)
-            y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w)
+            y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w, bool(tile.parts))
             seen[top : top + h, start : start + w] = 1
             clear = part[..., colours:]
             if channels > colours:

@@ -61,7 +61,8 @@ def test_truncated_images(monkeypatch: pytest.MonkeyPatch, lossless: bool) -> No
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     for bad in (data[:-5], data[: -len(file.tiles[1].words)]):
         read = np.asarray(Image.open(io.BytesIO(bad)))
-        assert read.shape == whole.shape and (read[:, :32] == whole[:, :32]).all() and not read[:, 64:].any()
+        assert read.shape == whole.shape and (read[:, :32] == whole[:, :32]).all()
+        assert (read == vaecodec.codec.shared().decode_array(bad, preview=True)).all()
     assert Image.open(io.BytesIO(swapped)).size == (128, 64)
 
 
@@ -78,7 +79,6 @@ def test_options_of_other_formats_are_passed_over(tmp_path: Path) -> None:
     image.save(path, quality=80)
     options: dict[str, Any] = {
         "optimize": True,
-        "progressive": True,
         "method": 6,
         "dpi": (72, 72),
         "compress_level": 9,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PHOTO, TINY_LOSSLESS, picture, refined, refiners
+from conftest import PHOTO, TINY_LOSSLESS, picture, refined, refiners, same
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
@@ -91,3 +91,9 @@ def test_refiners_are_fitted_and_make_tiles_smaller(tmp_path: Path, monkeypatch:
         identities.add(weights.identity)
         assert np.array_equal(TileCoder(weights, 8).pop(tiles[-1], photo.shape), photo)
     assert len(tiles[1].words) < 0.99 * len(tiles[0].words) and len(identities) == 2
+
+
+def test_refined_progressive_files_show_what_is_there() -> None:
+    codec, image = refined(Codec("cpu", TINY_LOSSLESS)), picture(90, 70)
+    data = codec.compress(image, lossless=True, progressive=True)
+    assert same(codec.decompress(data), image)

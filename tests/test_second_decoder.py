@@ -189,7 +189,7 @@ def test_example_of_an_array_and_of_a_file() -> None:
         assert struct.pack(f"<{len(rest)}I", *rest) == (below or bytes(8))
     coder = second.Coder(bytes.fromhex(block("lanes").replace("\n", " ")), 2)
     assert second.pop_values(coder, lows, counts, True, ids * 40) == values * 40 and coder.empty
-    assert tile == (0, zlib.crc32(struct.pack("<8i", *values)), bytes.fromhex(lines[2]), 1)
+    assert tile == (0, zlib.crc32(struct.pack("<8i", *values)), bytes.fromhex(lines[2]), 1, ())
 
 
 def test_example_of_a_plain_picture() -> None:

@@ -113,6 +113,7 @@ class Codec(Decoder):
         fast: bool = False,
         depth: int | None = None,
         effort: int = 0,
+        progressive: bool = False,
         limits: Limits | None = None,
     ) -> bytes:
         """The bytes of a ``.vae`` file.
@@ -121,12 +122,14 @@ class Codec(Decoder):
         100, in hundredths, of lossy files, which keep alpha without loss. fast: lossless without networks, several
         times as fast, in a few percent more bytes; 16-bit pictures are coded so in any case. depth: how many bits of
         16-bit samples are in use, 9 to 16; by default what the file says or, where it says nothing, what the largest
-        sample takes. effort: 0
-        (fast) to 9 (small): the latents of lossy files are refined for this picture. 1 makes files about 1 % smaller at
-        equal PSNR for ten times the time, some seconds a megapixel; 2 and more take minutes a megapixel, see
-        ``refine``. Lossless tiles are coded in every way, not only in those that are worth a try. limits:
-        by default ``Limits()``; what exceeds them, no reader with the same limits would accept. Equal pixels give equal
-        bytes, whatever holds them. Metadata comes from the file, or from Pillow's ``info`` and Exif.
+        sample takes. effort: 0 (fast) to 9 (small): the latents of lossy files are refined for this picture. 1 makes
+        files about 1 % smaller at equal PSNR for ten times the time, some seconds a megapixel; 2 and more take minutes
+        a megapixel, see ``refine``. Lossless tiles are coded in every way, not only in those that are worth a try.
+        progressive: what is coarse comes first for all tiles, so that any part of the file can be drawn, see
+        ``preview`` of ``decompress``; the whole file gives the same pixels, for some fifty bytes a tile. Tiles without
+        networks come as they are. limits: by default ``Limits()``; what exceeds them, no reader with the same limits
+        would accept. Equal pixels give equal bytes, whatever holds them. Metadata comes from the file, or from Pillow's
+        ``info`` and Exif.
 
         Raises ImageError for pictures that are not supported, ValueError for a quality, depth or effort out of range,
         LimitError.
@@ -156,7 +159,7 @@ class Codec(Decoder):
         (limits or Limits()).check(header)
         if used > depth:
             raise ImageError(f"the picture has samples of more than {depth} bits")
-        coded = WINGS[kind].coder(weights).encode(pixels, header, effort, progress or ignore)
+        coded = WINGS[kind].coder(weights).encode(pixels, header, effort, progress or ignore, progressive)
         return pack(header, coded, sections)
 
     def _refining_shelf(self) -> Shelf:
@@ -176,6 +179,7 @@ class Codec(Decoder):
         fast: bool = False,
         depth: int | None = None,
         effort: int = 0,
+        progressive: bool = False,
         limits: Limits | None = None,
     ) -> list[bytes]:
         """A file for each picture, byte for byte that of ``compress``.
@@ -191,7 +195,7 @@ class Codec(Decoder):
                 f"a batch is an array [N, H, W, C], a tensor [N, C, H, W] or a list of pictures, not {shape}"
             )
         options: dict[str, Any] = {"lossless": lossless, "fast": fast, "depth": depth, "effort": effort}
-        options["limits"] = limits
+        options |= {"progressive": progressive, "limits": limits}
         return [self.compress(picture, quality, **options) for picture in pictures]
 
 
@@ -213,19 +217,27 @@ def compress(
     lossless: bool = False,
     fast: bool = False,
     effort: int = 0,
+    progressive: bool = False,
     limits: Limits | None = None,
     device: str = "auto",
 ) -> bytes:
     """The bytes of a ``.vae`` file; see ``Codec.compress``."""
-    return shared(device).compress(picture, quality, lossless=lossless, fast=fast, effort=effort, limits=limits)
+    return shared(device).compress(
+        picture, quality, lossless=lossless, fast=fast, effort=effort, progressive=progressive, limits=limits
+    )
 
 
 @public
 def decompress(
-    data: Source, *, region: Region | None = None, limits: Limits | None = None, device: str = "auto"
+    data: Source,
+    *,
+    region: Region | None = None,
+    preview: bool = False,
+    limits: Limits | None = None,
+    device: str = "auto",
 ) -> Image.Image:
     """The picture in a ``.vae`` file; see ``Codec.decompress``."""
-    return shared(device).decompress(data, limits, region=region)
+    return shared(device).decompress(data, limits, region=region, preview=preview)
 
 
 def opened(picture: Picture, limits: Limits | None) -> Image.Image | DeepPicture | NDArray[Any]:

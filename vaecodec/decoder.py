@@ -64,6 +64,7 @@ class Decoder:
         *,
         region: Region | None = None,
         damaged: list[Region] | None = None,
+        preview: bool = False,
     ) -> Image.Image:
         """The picture in a ``.vae`` file, in the mode and with the metadata it had.
 
@@ -71,11 +72,13 @@ class Decoder:
         default ``Limits()``. region: (x, y, width, height) in pixels, the part that is wanted: equal to that part of
         the whole, but only the tiles that it needs are decoded. damaged: given a list, tiles that are cut off or fail
         their checksum are no error, but zero, and the regions of such tiles are appended to it; in lossy files pixels
-        up to 32 beside them may be wrong. Raises CorruptError, TruncatedError, VersionError or
+        up to 32 beside them may be wrong. preview: the file may end within the tiles, and what is there is drawn: of
+        progressive files a coarser picture, of others the tiles that are whole. What is missing is what the networks
+        expect, or grey; alpha that is missing is opaque. Raises CorruptError, TruncatedError, VersionError or
         LimitError, WeightsError if the file was made with other weights, ImageError for 16-bit colour, which Pillow
         has no mode for, ValueError for a region that is not inside the picture.
         """
-        container = unpack(bytes_of(data), limits or Limits(), partial=damaged is not None)
+        container = unpacked(data, limits, damaged, preview)
         refuse_deep_colour(container.header.mode)
         wanted = box_of(region, container.header.width, container.header.height)
         parts = self._decode(container, wanted, progress or ignore, damaged)
@@ -96,12 +99,13 @@ class Decoder:
         *,
         region: Region | None = None,
         damaged: list[Region] | None = None,
+        preview: bool = False,
     ) -> Samples:
         """The samples of a file [H, W, C], uint8, or uint16 if it holds more than 8 bits a sample.
 
         Arguments and errors are those of ``decompress``, but 16-bit colour is no error.
         """
-        container = unpack(bytes_of(data), limits or Limits(), partial=damaged is not None)
+        container = unpacked(data, limits, damaged, preview)
         header = container.header
         wanted = box_of(region, header.width, header.height)
         parts = self._decode(container, wanted, progress or ignore, damaged)
@@ -118,13 +122,14 @@ class Decoder:
         progress: Progress | None = None,
         *,
         damaged: list[Region] | None = None,
+        preview: bool = False,
     ) -> Iterator[tuple[Region, Samples]]:
         """The picture in parts, each when it is decoded, for what is too large to be held as a whole.
 
         Yields for each tile its region (x, y, width, height) and what ``decode_array`` gives for it. Arguments and
         errors are those of ``decode_array``; some parts may have come before a CorruptError. Damaged tiles do not come.
         """
-        container = unpack(bytes_of(data), limits or Limits(), partial=damaged is not None)
+        container = unpacked(data, limits, damaged, preview)
         whole = box_of(None, container.header.width, container.header.height)
         parts = self._decode(container, whole, progress or ignore, damaged)
 
@@ -146,10 +151,13 @@ class Decoder:
         *,
         region: Region | None = None,
         damaged: list[Region] | None = None,
+        preview: bool = False,
     ) -> Tensor:
         """The same as a tensor [C, H, W] on a device, by default the codec's."""
         torch = torch_for("a tensor")
-        samples: Tensor = torch.from_numpy(self.decode_array(data, limits, progress, region=region, damaged=damaged))
+        samples: Tensor = torch.from_numpy(
+            self.decode_array(data, limits, progress, region=region, damaged=damaged, preview=preview)
+        )
         return samples.permute(2, 0, 1).contiguous().to(device or self.device)
 
     @public
@@ -194,3 +202,8 @@ class Decoder:
         weights = self._shelf.named(header.kind, header.model) if needed else None
         parts = wing.coder(weights).decode(container, wanted, progress, damaged, record)
         return parts if header.colour != GREY else ((box, coloured(samples)) for box, samples in parts)
+
+
+def unpacked(data: Source, limits: Limits | None, damaged: list[Region] | None, preview: bool) -> Container:
+    """A file that may be cut off, if damaged tiles are to be listed or what is there is to be drawn."""
+    return unpack(bytes_of(data), limits or Limits(), partial=damaged is not None, preview=preview)

@@ -28,8 +28,9 @@ class Info:
 
     kind: "lossy" or "lossless". width, height: pixels. mode: Pillow's name, or "RGB;16" and "RGBA;16". depth: bits a
     sample. quality: 0 to 100, None if lossless. tile: side of a tile in pixels; tiles: how many there are. model: the
-    weights that decode it, as hexadecimal digits. bytes: size of the file; bpp: in bits a pixel. metadata: bytes of
-    each section, "exif", "iccp", "xmp", "iptc", "png".
+    weights that decode it, as hexadecimal digits. bytes: size of the file; bpp: in bits a pixel. previews: of a
+    progressive file, after how many bytes each preview of the whole picture becomes possible. metadata: bytes of each
+    section, "exif", "iccp", "xmp", "iptc", "png".
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Info:
     model: str
     bytes: int
     bpp: float
+    previews: list[int]
     metadata: dict[str, int]
 
 
@@ -67,6 +69,7 @@ def read_info(source: Source) -> Info:
         model=header.model.hex(),
         bytes=len(data),
         bpp=round(8 * len(data) / (header.width * header.height), 4),
+        previews=list(container.ends[:-1]),
         metadata={s.tag.decode().strip().lower(): len(s.payload) for s in container.sections},
     )
 

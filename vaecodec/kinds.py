@@ -27,8 +27,10 @@ SEARCH_PATH = "VAECODEC_WEIGHTS"
 class Coder(Protocol):
     """Codes the tiles of one kind of file, with one set of weights."""
 
-    def encode(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
-        """The tiles of a picture, in raster order, of the header's size."""
+    def encode(
+        self, pixels: Pixels, header: Header, effort: int, progress: Progress, progressive: bool = False
+    ) -> list[Tile]:
+        """The tiles of a picture, in raster order, of the header's size. progressive: those that can have parts do."""
 
     def decode(
         self,
@@ -39,6 +41,8 @@ class Coder(Protocol):
         record: Record | None = None,
     ) -> Iterator[tuple[Box, Samples]]:
         """The boxes of tiles, as far as they are wanted, and their samples [h, w, C], each when it is decoded.
+
+        Of tiles that are cut off, see ``Tile.held``, what is there is drawn.
 
         damaged: see ``tiles.forgiving``. record: is told where the bits went. Raises CorruptError, VersionError.
         """

@@ -81,7 +81,7 @@ class VaeImageFile(ImageFile.ImageFile):
         self.tile = [ImageFile._Tile(FORMAT, (0, 0, *self._size), 0, self._mode)]
 
     def load_seek(self, pos: int) -> None:
-        """That it is there tells ``ImageFile.Parser`` to wait for the whole file."""
+        """That it is there tells ``ImageFile.Parser`` to wait for the end of the file."""
         assert self.fp is not None
         self.fp.seek(pos)
 
@@ -98,16 +98,18 @@ class VaeImageFile(ImageFile.ImageFile):
 
 
 class VaeDecoder(ImageFile.PyDecoder):
-    """Decodes the whole file when Pillow asks for pixels. With ``ImageFile.LOAD_TRUNCATED_IMAGES`` damaged tiles, and
-    those that are cut off, stay black."""
+    """Decodes the whole file when Pillow asks for pixels. With ``ImageFile.LOAD_TRUNCATED_IMAGES`` damaged tiles stay
+    black, and what there is of those that are cut off is drawn, as for ``preview`` of ``Codec.decompress``."""
 
     _pulls_fd = True
 
     def decode(self, buffer: Any) -> tuple[int, int]:
         assert self.fd is not None and self.im is not None
-        damaged = list[tuple[int, int, int, int]]() if ImageFile.LOAD_TRUNCATED_IMAGES else None
+        cut = ImageFile.LOAD_TRUNCATED_IMAGES
+        damaged = list[tuple[int, int, int, int]]() if cut else None
+        tiles = _chosen_codec().decode_tiles(self.fd, UNLIMITED, damaged=damaged, preview=cut)
         try:
-            for (x, y, width, height), samples in _chosen_codec().decode_tiles(self.fd, UNLIMITED, damaged=damaged):
+            for (x, y, width, height), samples in tiles:
                 self.im.paste(picture_of(samples).im, (x, y, x + width, y + height))
         except VaeError as error:
             raise OSError(str(error)) from error
@@ -148,9 +150,9 @@ def _save(picture: Image.Image, file: IO[bytes], name: str | bytes) -> None:
 
 
 def _coded(picture: Image.Image, options: dict[str, Any]) -> bytes:
-    """Options: quality, lossless and effort as in ``Codec.compress``; exif (bytes or Image.Exif), icc_profile (bytes)
-    and xmp (bytes or str) stand in for those of the picture's ``info``, None drops them. Others, which other formats
-    know, are passed over, as Pillow's own formats do.
+    """Options: quality, lossless, effort and progressive as in ``Codec.compress``; exif (bytes or Image.Exif),
+    icc_profile (bytes) and xmp (bytes or str) stand in for those of the picture's ``info``, None drops them. Others,
+    which other formats know, are passed over, as Pillow's own formats do.
 
     Raises ValueError for options out of range, OSError for pictures that are not supported.
     """
@@ -170,7 +172,11 @@ def _coded(picture: Image.Image, options: dict[str, Any]) -> bytes:
             single.info[key] = payload
     try:
         return _chosen_codec().compress(
-            single, 75.0 if quality is None else float(quality), lossless=bool(lossless), effort=effort
+            single,
+            75.0 if quality is None else float(quality),
+            lossless=bool(lossless),
+            effort=effort,
+            progressive=bool(options.get("progressive", False)),
         )
     except VaeError as error:
         raise OSError(str(error)) from error

@@ -57,6 +57,14 @@ def samples_in(tile: Tile, shape: tuple[int, int, int], depth: int) -> Samples:
     return checked(samples, tile)
 
 
+def grey_samples(shape: tuple[int, int, int], depth: int) -> Samples:
+    """Samples [h, w, C] of which nothing is known: middle grey, opaque."""
+    samples: Samples = np.full(shape, 2 ** (depth - 1), sample_type(depth))
+    if shape[2] in (2, 4):
+        samples[..., -1] = 2**depth - 1
+    return samples
+
+
 def check_empty(stack: AnsStack) -> None:
     """Raises CorruptError if something is left of a tile."""
     if not stack.is_empty():

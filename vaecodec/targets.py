@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 from PIL import Image
 
@@ -68,16 +69,18 @@ def compress_to(
     psnr: float | None = None,
     ssimulacra2: float | None = None,
     effort: int = 0,
+    progressive: bool = False,
     limits: Limits | None = None,
 ) -> bytes:
     """The bytes of a lossy file of about ``bpp`` bits a pixel or ``size`` bytes (the whole file, within 1 %), or of
     about ``psnr`` dB over RGB (within 0.05), or of an SSIMULACRA2 of about ``ssimulacra2`` (within 0.5; the extra
-    "metrics"). effort and limits: of each of the about three encodes, as for ``Codec.compress``.
+    "metrics"). effort, progressive and limits: of each of the about three encodes, as for ``Codec.compress``.
 
     What no quality reaches gives a UserWarning and the nearest there is. Raises ValueError unless there is one target,
     MissingError without the extra, and what ``Codec.compress`` raises.
     """
-    found = search(codec, picture, bpp=bpp, size=size, psnr=psnr, ssimulacra2=ssimulacra2, effort=effort, limits=limits)
+    coding: dict[str, Any] = {"effort": effort, "progressive": progressive, "limits": limits}
+    found = search(codec, picture, bpp=bpp, size=size, psnr=psnr, ssimulacra2=ssimulacra2, **coding)
     if not found.near:
         target = "psnr" if psnr is not None else "size" if ssimulacra2 is None else "ssimulacra2"
         warnings.warn(missed(found, target), stacklevel=2)
@@ -101,6 +104,7 @@ def search(
     psnr: float | None = None,
     ssimulacra2: float | None = None,
     effort: int = 0,
+    progressive: bool = False,
     limits: Limits | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Found:
@@ -137,7 +141,7 @@ def search(
     hundredths, known, best = inside((straight(goal) - start) / rise), dict[int, float](), None
     while hundredths not in known and len(known) < ENCODES:
         quality = hundredths / 100
-        data = codec.compress(picture, quality, progress, effort=effort, limits=limits)
+        data = codec.compress(picture, quality, progress, effort=effort, progressive=progressive, limits=limits)
         reached = reached_by(data)
         known[hundredths] = straight(reached)
         if best is None or abs(reached - goal) < abs(best.reached - goal):

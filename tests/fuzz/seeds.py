@@ -41,7 +41,20 @@ def files(codec: Codec) -> list[bytes]:
                 break
     with_metadata = Image.fromarray(np.full((5, 5), 7, np.uint8))
     with_metadata.info |= {"exif": b"exif", "icc_profile": b"icc", "xmp": b"<x/>"}
-    return [*written, codec.compress(with_metadata), *methods(codec)]
+    return [*written, codec.compress(with_metadata), *methods(codec), *progressive(codec)]
+
+
+def progressive(codec: Codec) -> list[bytes]:
+    """Of one tile and of two, with networks for all that they are no good at."""
+    from unittest.mock import patch
+
+    from vaecodec.lossless.tile import TileCoder
+    from vaecodec.lossy.misfits import Signs
+
+    pictures = picture(16, 16), picture(70, 9, "LA")
+    by_networks = patch.object(TileCoder, "push", lambda coder, x: coder._push_network(coder.weights, x))
+    with by_networks, patch.object(Signs, "doubtful", lambda *_: False):
+        return [codec.compress(one, lossless=kind, progressive=True) for one in pictures for kind in (False, True)]
 
 
 def methods(codec: Codec) -> list[bytes]:
@@ -64,7 +77,10 @@ def write(folder: Path) -> None:
     for number, data in enumerate(files(codec())):
         (folder / "decode" / f"seed-{number:02}").write_bytes(data)
         file = unpack(data)
-        small = [Tile(tile.method, tile.crc, bytes(tile.words[:8])) for tile in file.tiles]
+        small = [
+            Tile(t.method, t.crc, bytes(t.words[:8]), t.lanes, (1, *[0] * (number % 3)) * bool(t.parts))
+            for t in file.tiles
+        ]
         other = [Section(b"new ", b"?")] if number % 2 else []
         (folder / "container" / f"seed-{number:02}").write_bytes(pack(file.header, small, [*file.sections, *other]))
         (folder / "coder" / f"seed-{number:02}").write_bytes(bytes([number]) * 4 + bytes(file.tiles[0].words)[:400])

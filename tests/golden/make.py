@@ -139,6 +139,17 @@ def made() -> Iterator[tuple[str, bytes]]:
         yield "pca lanes", pca.compress(modes["RGB"], 60)
     with mock.patch.object(coder, "_LANES_SHARE", 100), mock.patch.object(TileCoder, "push", by_networks):
         yield "lossless networks lanes", lossless.compress(picture(90, 70), lossless=True)
+    # Progressive files: one tile, several with one that needs no networks among them, alpha, equal colours.
+    yield "lossy progressive", lossy.compress(picture(90, 70), 60, progressive=True)
+    yield "lossy progressive grey LA", lossy.compress(modes["LA"].convert("RGBA"), 70, progressive=True)
+    with mock.patch.object(lossy, "tile", 64), mock.patch.object(misfits, "signs", signs):
+        yield "lossy progressive tiles", lossy.compress(mixed, 90, progressive=True)
+    with mock.patch.object(TileCoder, "push", by_networks):
+        yield "lossless progressive", lossless.compress(picture(90, 70), lossless=True, progressive=True)
+        yield "lossless progressive RGBA", lossless.compress(modes["RGBA"], lossless=True, progressive=True)
+        with mock.patch.object(lossless, "tile", 64):
+            tiles = lossless.compress(picture(150, 90), lossless=True, progressive=True)
+        yield "lossless progressive tiles", tiles
 
 
 def decoded(name: str, data: bytes) -> NDArray[Any]:

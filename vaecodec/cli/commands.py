@@ -51,6 +51,11 @@ if TYPE_CHECKING:
     "ever.",
 )
 @click.option(
+    "--progressive",
+    is_flag=True,
+    help="What is coarse first: decompress --preview draws any part of the file. The same pixels, some bytes more.",
+)
+@click.option(
     "--metadata", **options.METADATA, default="all", show_default=True, help="What to keep; icc is all about colour."
 )
 @click.option(
@@ -73,6 +78,7 @@ def compress(
     lossless: bool,
     fast: bool,
     effort: int,
+    progressive: bool,
     metadata: list[str],
     depth: int | None,
     verify: bool,
@@ -100,6 +106,7 @@ def compress(
         raise click.UsageError("--best-effort is for targets")
     seen = visually_lossless or target_ssimulacra2 is not None
     passes = 6 if seen or target_psnr else 3 if targets else 1  # about; a search for a likeness decodes as well
+    coding: dict[str, Any] = {"effort": effort, "progressive": progressive, "limits": limits}
     quick_check = verify and not effort  # beside a refinement, the time of a decode is nothing
     plan = with_a_picture(files.planned(request, folders.PICTURES, ".vae"))
 
@@ -137,22 +144,20 @@ def compress(
             progress, notes = follow(pixels, passes + quick_check), list[str]()
             said = [f"not kept: {', '.join(others)}"] if others else []
             if targets:
-                found = search(codec, picture, effort=effort, limits=limits, progress=progress, **targets)
+                found = search(codec, picture, progress=progress, **coding | targets)
                 data = found.data
                 if not found.near and not (visually_lossless and found.reached > VISUALLY_LOSSLESS):
                     said.append(missed(found, *targets))
                     if visually_lossless and not best_effort:
                         said.append("kept without loss (--best-effort takes the nearest)")
-                        data = codec.compress(picture, 0, progress, lossless=True, effort=effort, limits=limits)
+                        data = codec.compress(picture, 0, progress, lossless=True, **coding)
                     elif not best_effort:
                         raise VaeError(f"{said[-1]}: nothing was written; --best-effort takes that")
                 if data is found.data:
                     notes.append(f"quality {found.quality:g}")
                     notes += [f"SSIMULACRA2 {found.reached:.2f}"] if seen else []
             else:
-                data = codec.compress(
-                    picture, quality, progress, lossless=lossless, fast=fast, effort=effort, limits=limits
-                )
+                data = codec.compress(picture, quality, progress, lossless=lossless, fast=fast, **coding)
             size, header = len(data), read_header(data)
             exact = header.kind == Kind.LOSSLESS
             with inout.written(job, data, keep_times=request.keep_times) as temporary:
@@ -185,6 +190,11 @@ def compress(
     is_flag=True,
     help="Leave tiles black that are cut off or damaged, say which, and exit with 1. Without a good tile: an error.",
 )
+@click.option(
+    "--preview",
+    is_flag=True,
+    help="Draw what there is of a file that ends early, or of a pipe that is still being filled, and say how much.",
+)
 @options.MAX_PIXELS
 @options.computing
 def decompress(
@@ -195,6 +205,7 @@ def decompress(
     lossy_output: bool,
     background: str | None,
     allow_partial: bool,
+    preview: bool,
     limits: Limits,
     machine: options.Machine,
 ) -> None:
@@ -228,13 +239,14 @@ def decompress(
         codec = machine.codec()
 
         def work(job: files.Job, follow: batch.Follow) -> batch.Done:
-            data = inout.read(job.source)
+            data = inout.read_so_far(job.source) if preview else inout.read(job.source)
             header = read_header(data)
             x, y, width, height = region or (0, 0, header.width, header.height)
             if x + width > header.width or y + height > header.height:
                 raise ImageError(f"the region is not inside its {header.width} x {header.height} pixels")
             progress, damaged = follow(width * height, 1), list[tuple[int, int, int, int]]()
             options: dict[str, Any] = {"region": region, "damaged": damaged if allow_partial else None}
+            options["preview"] = preview
             picture: Image | DeepPicture
             if header.depth > 8:
                 samples = codec.decode_array(data, limits, progress, **options)
@@ -245,14 +257,19 @@ def decompress(
                 raise CorruptError("all tiles are damaged")
             if downsample:
                 picture = reduced(picture, int(downsample))
-            read = len(data)
+            read, said = len(data), list[str]()
+            if preview:
+                *ends, size = unpack(data, limits, preview=True).ends
+                previews = f", preview {sum(end <= read for end in ends)} of {len(ends)}" if ends else ""
+                said += [f"{read} of {size} bytes{previews}"] if read < size else []
             del data  # a large picture leaves no room for it
             encoded, lost = encode_picture(
                 picture, encoding, depth=header.depth, lossy=lossy_output, background=background
             )
             with inout.written(job, encoded, keep_times=request.keep_times):
                 pass
-            said = [f"{encoding} did not take the picture's {', '.join(lost)}"] if lost else []
+            if lost:
+                said.append(f"{encoding} did not take the picture's {', '.join(lost)}")
             if damaged:
                 regions = " ".join(",".join(map(str, tile)) for tile in damaged)
                 said.append(f"{len(damaged)} of {header.tile_count} tiles are damaged: {regions}")

@@ -26,6 +26,7 @@ except ImportError:  # Windows, where a file that is open cannot be removed
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = re.compile(r"\.vaecodec-[0-9a-f]{8}\.tmp")
+PATIENCE = 0.2  # seconds
 STALE = 3600.0  # seconds; between the making of a temporary file and its lock there is less
 
 
@@ -62,6 +63,24 @@ def read(path: Path) -> bytes:
             if part is None:  # a pipe that does not block, and is empty
                 select.select([file], [], [])
             else:
+                parts.append(part)
+        return b"".join(parts)
+
+
+def read_so_far(path: Path) -> bytes:
+    """What a file holds, or a pipe that is still being filled: what has come when nothing comes for a while."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file: Any = sys.stdin.buffer if path == STANDARD else stack.enter_context(path.open("rb", buffering=0))
+            number = file.fileno()
+        except (AttributeError, io.UnsupportedOperation):  # closed, or no file of the system
+            return read(path)
+        if fcntl is None or not stat.S_ISFIFO(os.fstat(number).st_mode):
+            return read(path)
+        parts = list[bytes]()
+        with waiting():
+            select.select([number], [], [])
+            while select.select([number], [], [], PATIENCE)[0] and (part := os.read(number, 1 << 20)):
                 parts.append(part)
         return b"".join(parts)
 

@@ -70,8 +70,10 @@ class LinearCoder:
         assert weights is not None
         self.weights = weights
 
-    def encode(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
-        """The tiles of a picture, in raster order. Raises ImageError for other modes."""
+    def encode(
+        self, pixels: Pixels, header: Header, effort: int, progress: Progress, progressive: bool = False
+    ) -> list[Tile]:
+        """The tiles of a picture, in raster order, which have no parts. Raises ImageError for other modes."""
         if header.mode.name not in ("L", "RGB") or header.colour:
             raise ImageError(f"files of kind PCA hold 8-bit grey and colour, not {header.mode.name}")
         weights, count, step = self._at(header)
@@ -122,6 +124,8 @@ class LinearCoder:
         """The pixels of a tile's blocks [8 rows, 8 columns, 3]. Raises CorruptError."""
         if tile.method != 0:
             raise CorruptError(f"tile method {tile.method} is unknown")
+        if tile.held is not None:  # nothing is there
+            return np.full((grid.rows * SIDE, grid.columns * SIDE, 3), 128, np.uint8)
         weights, count, step = self._at(header)
         shape, stack = (1, grid.rows, grid.columns), AnsStack(tile.words, tile.lanes)
         before = stack.bits()

@@ -31,9 +31,12 @@ class LosslessCoder:
     def __init__(self, weights: Networks | None) -> None:
         self.weights = weights
 
-    def encode(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
+    def encode(
+        self, pixels: Pixels, header: Header, effort: int, progress: Progress, progressive: bool = False
+    ) -> list[Tile]:
         """The tiles of a picture, in raster order; the networks are for samples of 8 bits."""
-        coder, coded = TileCoder(self.weights if header.depth == 8 else None, header.depth, effort > 0), []
+        weights, coded = self.weights if header.depth == 8 else None, []
+        coder = TileCoder(weights, header.depth, effort > 0, progressive)
         whole = box_of(None, header.width, header.height)
         for box in tiles(header.height, header.width, header.tile):
             coded.append(coder.push(pixels[box.within(whole)]))

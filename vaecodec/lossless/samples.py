@@ -46,6 +46,12 @@ def entries(steps: Values, scales: Values, shapes: Values) -> tuple[Values, Valu
     return (scales * SHAPES + shapes) * FRACTIONS + (steps - floors * FRACTIONS), floors
 
 
+def rounded(steps: Values) -> Values:
+    """Means to whole grey levels: what samples are taken for that are missing."""
+    levels: Values = (steps + FRACTIONS // 2) // FRACTIONS
+    return levels
+
+
 def looked_at(values: Values) -> slice:
     return slice(None, None, len(values) // LOOKED_AT | 1)
 
@@ -69,7 +75,7 @@ class PixelCodec:
             self.offset_codec = table_codec(OFFSET_TABLES, np.zeros(len(self.often), np.int32))
 
     def codec(self) -> Codec[Values]:
-        return Codec(self._push, self._pop)
+        return Codec(self._push, self._pop, lambda: rounded(self.steps))
 
     def moving(self, values: Values) -> Values:
         """int32 [SCALES]: the index that takes the place of each; known after popping, or from the values."""
@@ -145,7 +151,7 @@ def first_codec(first: PixelCodec, passes: Passes, refiner: Layers) -> Codec[Val
         passes.move(first.moving(first.steps))
         return refined_codec(first.tables, passes, 0, refiner).pop(stack)
 
-    return Codec(push, pop)
+    return Codec(push, pop, lambda: rounded(first.steps))
 
 
 def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -> Codec[Values]:
@@ -170,12 +176,12 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
     def fitted(prediction: Prediction, values: Values) -> Values:
         """Weights by least squares of the errors that are left."""
         some = looked_at(values)
-        steps, scales, _ = (part[some] for part in prediction)
-        errors = ((FRACTIONS * values[some] - steps) * INVERSES[scales] >> 10).clip(-ERROR_MAX, ERROR_MAX)
+        means, scales, _ = (part[some] for part in prediction)
+        errors = ((FRACTIONS * values[some] - means) * INVERSES[scales] >> 10).clip(-ERROR_MAX, ERROR_MAX)
         inputs = around[:, some].astype(np.float64)
         weights = np.linalg.solve(inputs @ inputs.T + np.eye(len(inputs)), inputs @ errors)
-        rounded: Values = np.rint(32 * weights).clip(-WEIGHT_MAX, WEIGHT_MAX).astype(np.int32)
-        return rounded
+        steps: Values = np.rint(32 * weights).clip(-WEIGHT_MAX, WEIGHT_MAX).astype(np.int32)
+        return steps
 
     def push(stack: AnsStack, values: Values) -> None:
         outputs = refiner.outputs(seen)
@@ -198,4 +204,4 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
                 outputs = weighed(outputs, weight_codec.pop(stack))
         return under(passes.moved(index, outputs)).pop(stack)
 
-    return Codec(push, pop)
+    return Codec(push, pop, lambda: rounded(passes.of(index, passes.mean).ravel()))

@@ -21,6 +21,7 @@ from bitstream import (
     AnsStack,
     Codec,
     CorruptError,
+    Depths,
     Parts,
     Record,
     Tables,
@@ -34,7 +35,7 @@ from bitstream import (
 )
 
 from ..image import Samples
-from ..plain_tiles import check_empty, checked, crc_of, plain_tile, raw_tile, samples_in
+from ..plain_tiles import check_empty, checked, crc_of, grey_samples, plain_tile, raw_tile, samples_in
 from . import refine
 from .numbers import CHANNEL_ORDER, LATENT_FRACTIONS, PHASES, Config
 from .samples import PixelCodec, passes_parts
@@ -130,10 +131,11 @@ def phase_views(picture: NDArray[np.int32], config: Config, colours: int) -> lis
 
 
 class TileCoder:
-    """Codes tiles with one set of weights; ``depth`` bits a sample. thorough: try what is hardly worth it."""
+    """Codes tiles with one set of weights; ``depth`` bits a sample. thorough: try what is hardly worth it.
+    progressive: tiles with networks have parts."""
 
-    def __init__(self, weights: Networks | None, depth: int, thorough: bool = False) -> None:
-        self.weights, self.depth, self.thorough = weights, depth, thorough
+    def __init__(self, weights: Networks | None, depth: int, thorough: bool = False, progressive: bool = False) -> None:
+        self.weights, self.depth, self.thorough, self.progressive = weights, depth, thorough, progressive
 
     def push(self, samples: Samples) -> Tile:
         """The smallest of the ways to code a tile [h, w, C] that are worth a try."""
@@ -145,7 +147,13 @@ class TileCoder:
         return min(candidates, key=lambda tile: len(tile.words))
 
     def pop(self, tile: Tile, shape: tuple[int, int, int], record: Record | None = None) -> Samples:
-        """The samples of a tile. Raises CorruptError and VersionError."""
+        """The samples of a tile. Raises CorruptError and VersionError.
+
+        Of a tile that is cut off, samples that are missing are what the networks expect, alpha is opaque, and no
+        checksum is compared; without any part it is grey.
+        """
+        if tile.held == 0:
+            return grey_samples(shape, self.depth)
         if tile.method in (PLAIN, RAW):
             return samples_in(tile, shape, self.depth)
         if tile.method not in (BITS_BACK, ROUNDED):
@@ -153,7 +161,9 @@ class TileCoder:
         stack = AnsStack(tile.words, tile.lanes)
         if self.weights is None:
             raise CorruptError("a tile of 16-bit samples asks for the networks")
-        samples = self._pop_network(self.weights, stack, shape, tile.method == ROUNDED, record)
+        samples = self._pop_network(self.weights, stack, shape, tile.method == ROUNDED, record, tile.held)
+        if tile.held is not None:
+            return samples
         check_empty(stack)
         return checked(samples, tile)
 
@@ -164,15 +174,18 @@ class TileCoder:
         picture[:] = samples[..., :colours].transpose(2, 0, 1)
         for method in (BITS_BACK, ROUNDED):
             network = Network(weights, height, width, colours, method == ROUNDED)
-            stack = AnsStack(lanes=None)
+            stack = AnsStack(lanes=1 if self.progressive else None)
             if channels in (2, 4):
                 push_plain(stack, samples[..., -1:], self.depth)
+            depths = Depths(stack) if self.progressive else None
             try:
-                network.push(stack, picture)
+                network.push(stack, picture, depths)
             except StarvedError:
                 continue
             break
-        return Tile(method, crc_of(samples), stack.to_bytes(), stack.lanes)
+        # The first part is what bits-back pops and pushes: latents, the coarsest picture, latents again.
+        parts = depths.parts(2 * len(weights.config.latents) + colours) if depths else ()
+        return Tile(method, crc_of(samples), stack.to_bytes(), stack.lanes, parts)
 
     def _pop_network(
         self,
@@ -181,13 +194,14 @@ class TileCoder:
         shape: tuple[int, int, int],
         rounded: bool,
         record: Record | None,
+        held: int | None,
     ) -> NDArray[np.uint8]:
         height, width, channels = shape
         colours = 3 if channels > 2 else 1
-        picture = Network(weights, height, width, colours, rounded).pop(stack, record)
-        samples = np.empty(shape, np.uint8)
+        picture = Network(weights, height, width, colours, rounded).pop(stack, record, held)
+        samples = np.full(shape, 255, np.uint8)
         samples[..., :colours] = picture[:colours].transpose(1, 2, 0)
-        if channels in (2, 4):
+        if channels in (2, 4) and held is None:
             before = stack.bits()
             samples[..., -1:] = pop_plain(stack, (height, width, 1), self.depth)
             if record:
@@ -230,20 +244,23 @@ class Network:
         block = 2 ** len(config.latents)
         self.padding = ((0, 0), (0, -self.rows % block), (0, -self.columns % block))
 
-    def push(self, stack: AnsStack, picture: NDArray[np.int32]) -> None:
+    def push(self, stack: AnsStack, picture: NDArray[np.int32], record: Record | None = None) -> None:
         """Push a picture [3, H, W]; the finest level first, so that the latents can be popped from its bits."""
         step = 2**self.levels
         coarsest = picture[:, ::step, ::step]
         views = phase_views(picture, self.weights.config, self.colours)
-        chain(lambda: self._level_parts(coarsest)).push(stack, [np.ascontiguousarray(v).ravel() for v in views])
-        self._coarsest(None).push(stack, [coarsest[c].ravel() for c in CHANNEL_ORDER[: self.colours]])
+        values = [np.ascontiguousarray(view).ravel() for view in views]
+        chain(lambda: self._level_parts(coarsest), record).push(stack, values)
+        self._coarsest(record).push(stack, [coarsest[c].ravel() for c in CHANNEL_ORDER[: self.colours]])
 
-    def pop(self, stack: AnsStack, record: Record | None) -> NDArray[np.int32]:
+    def pop(self, stack: AnsStack, record: Record | None, held: int | None = None) -> NDArray[np.int32]:
+        """The picture [3, H, W]. held: if so many parts are all that is on the stack, what follows is guessed."""
         picture = np.empty((3, self.height, self.width), np.int32)
         step = 2**self.levels
         coarsest = self._assembled(self._coarsest(record).pop(stack))
         picture[:, ::step, ::step] = coarsest
-        values = chain(lambda: self._level_parts(coarsest), record).pop(stack)
+        held = held if held is None else held - 1
+        values = chain(lambda: self._level_parts(coarsest), record, held).pop(stack)
         for view, value in zip(phase_views(picture, self.weights.config, self.colours), values, strict=True):
             view[:] = value.reshape(view.shape)
         if self.colours == 1:

@@ -20,7 +20,7 @@ from bitstream import NETWORK, PLAIN, RAW, Container, Header, Record, Tile, Vers
 
 from ..colour import channels_of, colours_of
 from ..image import Pixels, grey_of
-from ..plain_tiles import Samples, sample_type, samples_in, smaller_tile
+from ..plain_tiles import Samples, grey_samples, sample_type, samples_in, smaller_tile
 from ..tiles import Box, Progress, Region, advance, box_of, forgiving, shares, tiles
 from . import misfits
 from .grid import Band, Missing
@@ -42,10 +42,12 @@ class LossyCoder:
     def __init__(self, weights: Networks | None) -> None:
         self.weights = weights
 
-    def encode(self, pixels: Pixels, header: Header, effort: int, progress: Progress) -> list[Tile]:
-        """The tiles of a picture, in raster order."""
+    def encode(
+        self, pixels: Pixels, header: Header, effort: int, progress: Progress, progressive: bool = False
+    ) -> list[Tile]:
+        """The tiles of a picture, in raster order. progressive: those with networks have parts."""
         assert self.weights is not None
-        encoder = Encoder(self.weights, pixels, header, effort)
+        encoder = Encoder(self.weights, pixels, header, effort, progressive)
         whole, side = box_of(None, header.width, header.height), header.tile // PATCH
         coded, waiting = dict[Box, Tile](), tiles(*grid_of(header), side)
         boxes = waiting
@@ -95,7 +97,9 @@ class LossyCoder:
                     if tile.method not in (PLAIN, RAW):
                         samples = self._pop(tile, box, covered, header, band, outer, record)
                     elif box & inner:
-                        samples = samples_in(tile, (covered.rows, covered.columns, channels_of(header)), header.depth)
+                        shape = covered.rows, covered.columns, channels_of(header)
+                        known = tile.held is None
+                        samples = samples_in(tile, shape, header.depth) if known else grey_samples(shape, header.depth)
                 if box & inner:
                     waiting.append((box, tile, samples))
             while waiting and min(waiting[0][0].bottom + margin, outer.bottom) <= band.box.bottom:
@@ -152,8 +156,11 @@ class LossyCoder:
 class Encoder:
     """One picture on its way into a file. missing: the tiles that turned out to be coded without networks."""
 
-    def __init__(self, weights: Networks, pixels: Pixels, header: Header, effort: int) -> None:
-        self.weights, self.pixels, self.header, self.effort = weights, pixels, header, effort
+    def __init__(
+        self, weights: Networks, pixels: Pixels, header: Header, effort: int, progressive: bool = False
+    ) -> None:
+        self.weights, self.pixels, self.header = weights, pixels, header
+        self.effort, self.progressive = effort, progressive
         self.missing = Missing(header.tile // PATCH, set())
 
     def push_best(self, samples: Samples, box: Box, stepped: Callable[[], None]) -> Tile:
@@ -167,7 +174,8 @@ class Encoder:
         y = y if seen is None else y * seen
         if self.effort:
             y[:, *inside] = refining(weights).refined(x, y, inside, q, self.effort, seen, stepped)
-        tile, y_hat = push_tile(weights, np.ascontiguousarray(y[:, *inside]), q, samples[..., colours:], depth)
+        latents, alpha = np.ascontiguousarray(y[:, *inside]), samples[..., colours:]
+        tile, y_hat = push_tile(weights, latents, q, alpha, depth, progressive=self.progressive)
         pixel = 8 / (samples.shape[0] * samples.shape[1])
         weight = lagrangian_of(q, weights.config.lambda_max)
         bits = len(tile.words) * pixel

@@ -33,6 +33,8 @@ STEPS = 4
 STEP_ORDER = (0, 3, 1, 2)
 """A step's quarter, xor the parity of the position. Diagonal neighbours come first (0 and 3): then the last two steps
 see all four direct neighbours of the same channel."""
+BANDS = (64, 16, 4)
+"""In progressive files, the latents of a step are cut where so large a part of them has been coded."""
 PIXEL_SCALE = 64
 """Levels in one unit of the networks: it keeps first and last weights the size of the others."""
 PIXEL_UNIT = 1 / 16 / PIXEL_SCALE

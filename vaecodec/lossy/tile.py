@@ -18,6 +18,7 @@ from bitstream import (
     AnsStack,
     Codec,
     CorruptError,
+    Depths,
     Parts,
     Record,
     Tables,
@@ -29,7 +30,7 @@ from bitstream import (
 )
 
 from ..plain_tiles import Samples
-from .numbers import HYPER, STEP_ORDER, STEPS, UNIT, Config, Steps
+from .numbers import BANDS, HYPER, STEP_ORDER, STEPS, UNIT, Config, Steps
 
 SYMBOL_MAX = 2**17  # a decoded latent, in steps of 1/64 at the finest, then fits in float32's 24 bits
 RATE_WEIGHT = 0.025  # squared error, in steps of the quantiser, that the encoder takes for a bit less
@@ -113,9 +114,11 @@ Choose = Callable[[Walk, int, Symbols], None]
 
 
 def parts_of(
-    networks: Networks, rows: int, columns: int, quality: int, choose: Choose | None = None
+    networks: Networks, rows: int, columns: int, quality: int, progressive: bool, choose: Choose | None = None
 ) -> Generator[tuple[str, Codec[Symbols]], Symbols, Symbols]:
     """z, then the latents of each step. Returns y_hat int32 [M, rows, columns] in steps of the configuration's unit.
+
+    progressive: see ``bands_of``.
 
     choose: the encoder's. It is called before the symbols of a step are asked for: what is left for them to say depends
     on the steps before.
@@ -133,9 +136,19 @@ def parts_of(
         ids = index.ravel()
         if choose is not None:
             choose(walk, step, ids)
-        symbols = yield f"y_{step + 1}", table_codec(networks.tables, ids)
+        symbols = np.empty_like(ids)
+        for band in bands_of(ids, progressive):
+            symbols[band] = yield f"y_{step + 1}", table_codec(networks.tables, ids[band])
         walk.take((checked(symbols).reshape(index.shape) << config.bits) + walk.mean, step)
     return walk.y_hat
+
+
+def bands_of(ids: Symbols, progressive: bool) -> list[NDArray[np.intp] | slice]:
+    """Which latents of a step are coded together, from their table numbers [N]: all or, in progressive files, those
+    with the largest scales first. They say by far the most for their bits."""
+    if not progressive:
+        return [slice(None)]
+    return [*np.split(np.argsort(-ids, kind="stable"), [ids.size // part for part in BANDS])]
 
 
 def checked(symbols: Symbols) -> Symbols:
@@ -146,10 +159,17 @@ def checked(symbols: Symbols) -> Symbols:
 
 
 def push_tile(
-    networks: Networks, y: Floats, quality: int, alpha: Samples, depth: int, lanes: int | None = None
+    networks: Networks,
+    y: Floats,
+    quality: int,
+    alpha: Samples,
+    depth: int,
+    lanes: int | None = None,
+    progressive: bool = False,
 ) -> tuple[Tile, Symbols]:
     """Quantise and code latents [M, h, w], in steps of the quantiser, and alpha [H, W, 1 or 0] of ``depth`` bits.
-    What the decoder needs first is pushed last. lanes: see ``AnsStack``. Gives the tile and y_hat, as ``parts_of``."""
+    What the decoder needs first is pushed last. lanes: see ``AnsStack``. progressive: in one lane, and with parts.
+    Gives the tile and y_hat, as ``parts_of``."""
     rows, columns = y.shape[1:]
     padded = np.pad(y, ((0, 0), (0, -rows % HYPER), (0, -columns % HYPER)), "edge")
     z_mean = (networks.prior(quality)[0][:, None, None] * UNIT).astype(np.float32)
@@ -158,16 +178,19 @@ def push_tile(
 
     def choose(walk: Walk, step: int, ids: Symbols) -> None:
         residual = walk.left(y, step)
-        chosen.append(quantised(networks.tables, residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids))
+        symbols = quantised(networks.tables, residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids)
+        chosen.extend(symbols[band] for band in bands_of(ids, progressive))
 
     def parts() -> Parts:
-        y_hat.append((yield from parts_of(networks, rows, columns, quality, choose)))
+        y_hat.append((yield from parts_of(networks, rows, columns, quality, progressive, choose)))
 
-    stack = AnsStack(lanes=lanes)
+    stack = AnsStack(lanes=1 if progressive else lanes)
     if alpha.size:
         push_plain(stack, alpha, depth)
-    chain(parts).push(stack, chosen)  # the list grows as its parts are asked for
-    return Tile(NETWORK, checksum([*chosen, alpha]), stack.to_bytes(), stack.lanes), y_hat[0]
+    depths = Depths(stack) if progressive else None
+    chain(parts, depths).push(stack, chosen)  # the list grows as its parts are asked for
+    cuts = depths.parts() if depths else ()
+    return Tile(NETWORK, checksum([*chosen, alpha]), stack.to_bytes(), stack.lanes, cuts), y_hat[0]
 
 
 def pop_tile(
@@ -180,13 +203,18 @@ def pop_tile(
     depth: int,
     record: Record | None = None,
 ) -> tuple[Symbols, Samples]:
-    """y_hat, as ``parts_of``, and alpha of the shape given: [H, W, 1 or 0]. Raises CorruptError."""
+    """y_hat, as ``parts_of``, and alpha of the shape given: [H, W, 1 or 0]. Raises CorruptError.
+
+    Of a tile that is cut off, latents that are missing are their means, alpha is opaque, and no checksum is compared.
+    """
     stack, y_hat = AnsStack(tile.words, tile.lanes), list[Symbols]()
 
     def parts() -> Parts:
-        y_hat.append((yield from parts_of(networks, rows, columns, quality)))
+        y_hat.append((yield from parts_of(networks, rows, columns, quality, bool(tile.parts))))
 
-    values, before = chain(parts, record).pop(stack), stack.bits()
+    values, before = chain(parts, record, tile.held).pop(stack), stack.bits()
+    if tile.held is not None:
+        return y_hat[0], np.full(shape, 2**depth - 1, np.uint16)
     alpha: Samples = pop_plain(stack, shape, depth) if shape[2] else np.empty(shape, np.uint16)
     if record and shape[2]:
         record("alpha", before - stack.bits())
