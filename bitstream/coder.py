@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,21 +52,25 @@ class AnsStack:
     """
 
     def __init__(self, data: bytes | bytearray | memoryview | None = None, lanes: int | None = 1) -> None:
-        self._kind = kind_of_lanes()
         self._coder: Lanes | None = None
         if lanes is not None:
-            self._coder = self._kind([_NONE] * lanes if data is None else _split(data, lanes))
+            self._coder = self._new([_NONE] * lanes if data is None else _split(data, lanes))
         self._waiting: list[tuple[NDArray[np.int32], Tables, NDArray[np.intp]]] = []
+
+    def _new(self, lanes: list[NDArray[np.uint32]]) -> Lanes:
+        return kind_of_lanes()(lanes)
+
+    def _cost(self, symbols: NDArray[np.int32], tables: Tables, used: NDArray[np.intp]) -> int:
+        """Of symbols in coding order, in 1/256 bit."""
+        return int(tables.costs[tables.entries(symbols, used)].sum())
 
     def _lanes(self) -> Lanes:
         """What codes; by now the number of lanes has to be known."""
         if self._coder is None:
-            cost = sum(
-                int(tables.costs[tables.entries(symbols, used)].sum()) for symbols, tables, used in self._waiting
-            )
+            cost = sum(self._cost(*pushed) for pushed in self._waiting)
             allowed = cost // (_LANE_COST * _LANES_SHARE)
             number = max(lanes for lanes in LANES if lanes <= max(1, allowed))
-            self._coder = self._kind([_NONE] * number)
+            self._coder = self._new([_NONE] * number)
             for pushed in self._waiting:
                 self._coder.push(*pushed)
             self._waiting.clear()
@@ -105,16 +109,19 @@ class AnsStack:
         """How many words lie below the state of a stack of one lane."""
         return int(self._lanes().positions()[0][0])
 
-    def push(self, values: Ints, tables: Tables, ids: Ints) -> None:
-        """Push integers so that `pop` with the same tables and ids returns them in this order.
+    def push(self, values: Ints, tables: Tables, ids: Ints, locs: Ints | None = None) -> None:
+        """Push integers so that `pop` with the same tables, ids and locs returns them in this order.
 
-        values: int [N], in int32. ids: int [N], 0 <= id < T, the table of each value. Before pushing
-        anything, raises ValueError for values beyond int32, values that a table without escape lacks, unknown
-        ids and unequal shapes, and TypeError for arrays that are not integer.
+        values: int [N]; what is coded is `value - loc`, with locs int [N], zero if not given; all in int32. ids: int
+        [N], 0 <= id < T, the table of each value. Before pushing anything, raises ValueError for what is beyond int32,
+        values that a table without escape lacks, unknown ids and unequal shapes, and TypeError for arrays that are not
+        integer.
         """
         order, used = _groups(tables, ids)
         if values.shape != ids.shape:
             raise ValueError(f"{values.shape} values for {ids.shape} table ids")
+        if locs is not None:
+            values = _int32(values, ValueError).astype(np.int64) - _int32(locs, ValueError)
         symbols = _int32(values, ValueError).astype(np.int64) - tables.lows[ids]
         listed = tables.sizes[ids] - tables.escape
         outside = np.flatnonzero((symbols < 0) | (symbols >= listed))
@@ -124,27 +131,36 @@ class AnsStack:
                 raise ValueError(f"value {values[first]} is not in table {ids[first]}, which has no escape")
             self._push_outside(symbols[outside], listed[outside])
             symbols[outside] = listed[outside]
-        pushed = symbols.astype(np.int32)[order], tables, used
-        if self._coder is None:
-            self._waiting.append(pushed)
-        else:
-            self._coder.push(*pushed)
+        self._push(symbols.astype(np.int32)[order], tables, used)
 
-    def pop(self, tables: Tables, ids: Ints) -> NDArray[np.int32]:
+    def _push(self, symbols: NDArray[np.int32], tables: Tables, used: NDArray[np.intp]) -> None:
+        """Push symbols [N] in coding order, see ``Lanes``, or keep them."""
+        if self._coder is None:
+            self._waiting.append((symbols, tables, used))
+        else:
+            self._coder.push(symbols, tables, used)
+
+    def _pop(self, tables: Tables, used: NDArray[np.intp]) -> NDArray[np.int32]:
+        return self._lanes().pop(tables, used)
+
+    def pop(self, tables: Tables, ids: Ints, locs: Ints | None = None) -> NDArray[np.int32]:
         """Pop one integer for each id: the inverse of `push`.
 
-        ids: int [N], 0 <= id < T. Returns int32 [N]. Raises CorruptError if an escaped value is beyond int32,
-        and ValueError or TypeError for ids as `push` does.
+        ids: int [N], 0 <= id < T; locs as in `push`. Returns int32 [N]. Raises CorruptError if a value is beyond
+        int32, and ValueError or TypeError for ids and locs as `push` does.
         """
         order, used = _groups(tables, ids)
         symbols = np.empty(ids.size, np.int64)
-        symbols[order] = self._lanes().pop(tables, used)
+        symbols[order] = self._pop(tables, used)
         if tables.escape:
             listed = tables.sizes[ids] - 1
             outside = np.flatnonzero(symbols == listed)
             if outside.size:
                 symbols[outside] = self._pop_outside(listed[outside])
-        return _int32(symbols + tables.lows[ids], CorruptError).astype(np.int32)
+        values = _int32(symbols + tables.lows[ids], CorruptError)
+        if locs is not None:
+            values = _int32(values + _int32(locs, ValueError), CorruptError)
+        return values.astype(np.int32)
 
     def _push_outside(self, symbols: NDArray[np.int64], listed: NDArray[np.int64]) -> None:
         """Push symbols < 0 or >= listed; `_pop_outside` is the inverse."""
@@ -185,17 +201,19 @@ def table_codec(tables: Tables, ids: Ints, locs: Ints | None = None) -> Codec[ND
     int32; errors are those of `AnsStack.push` and `pop`, and popping MANY values from an empty stack is CorruptError:
     networks give the tables, and no honest file makes them work on for values that are all entry 0.
     """
-    shift = np.zeros(ids.shape, np.int64) if locs is None else _int32(locs, ValueError).astype(np.int64)
 
     def push(stack: AnsStack, values: Ints) -> None:
-        stack.push(_int32(values, ValueError).astype(np.int64) - shift, tables, ids)
+        stack.push(values, tables, ids, locs)
 
     def pop(stack: AnsStack) -> NDArray[np.int32]:
-        if ids.size >= MANY and stack.is_empty():
+        if len(ids) >= MANY and stack.is_empty():
             raise CorruptError("a tile has fewer bytes than its values need")
-        return _int32(stack.pop(tables, ids) + shift, CorruptError).astype(np.int32)
+        return stack.pop(tables, ids, locs)
 
-    return Codec(push, pop, lambda: shift.astype(np.int32))
+    def guess() -> Any:
+        return ids * 0 if locs is None else locs
+
+    return Codec(push, pop, guess)
 
 
 def _split(data: bytes | bytearray | memoryview, lanes: int) -> list[NDArray[np.uint32]]:

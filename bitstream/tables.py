@@ -85,14 +85,15 @@ class Tables:
         return np.repeat(self.starts, used) + symbols
 
     @cached_property
-    def _entry_bits(self) -> NDArray[np.float64]:
+    def entry_bits(self) -> NDArray[np.float64]:
+        """float64 [entries of all tables]: what each costs in bits."""
         bits: NDArray[np.float64] = PRECISION - np.log2(np.concatenate(self.counts))
         return bits
 
     @cached_property
     def costs(self) -> NDArray[np.int64]:
         """int64 [entries of all tables]: what each costs in 1/256 bit. Sums are exact, so the same everywhere."""
-        return np.rint(256 * self._entry_bits).astype(np.int64)
+        return np.rint(256 * self.entry_bits).astype(np.int64)
 
     def bits(self, ids: Ints, values: Ints) -> NDArray[np.float64]:
         """What coding each value under its table costs, in bits [N].
@@ -103,7 +104,7 @@ class Tables:
         values = values.astype(np.int64)
         symbols, last = values - self.lows[ids], self.sizes[ids] - 1
         outside = ((symbols < 0) | (symbols >= last)) & self.escape
-        bits: NDArray[np.float64] = self._entry_bits[self.starts[ids] + np.where(outside, last, symbols)]
+        bits: NDArray[np.float64] = self.entry_bits[self.starts[ids] + np.where(outside, last, symbols)]
         excess = np.where(symbols < 0, -symbols, symbols - last + 1)[outside]
         bits[outside] += 2 + 2 * np.floor(np.log2(excess))
         return bits

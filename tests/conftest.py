@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 from training_process import SECONDS
 
 import vaecodec.codec
@@ -27,16 +28,19 @@ from vaecodec import Codec, kinds
 from vaecodec.cli import main
 from vaecodec.lossless import layers as lossless, refine
 from vaecodec.lossless.model import LosslessModel
+from vaecodec.lossless.weights import assembled
 from vaecodec.lossy import misfits
 from vaecodec.lossy.layers import Config
 from vaecodec.lossy.model import LossyModel
+from vaecodec.networks import tensors_in, write
 from vaecodec.training import loop as train, lossless as lossless_training, lossy as lossy_training
-from vaecodec.weights import scrambled_array
+from vaecodec.weights import read, scrambled_array
 
 HERE = Path(__file__).parent
 TINY = HERE / "golden" / "tiny.safetensors"
 TINY_FINER = HERE / "golden" / "tiny_finer.safetensors"
 TINY_LOSSLESS = HERE / "golden" / "tiny_lossless.safetensors"
+TINY_BYTES = HERE / "golden" / "tiny_bytes.safetensors"
 TINY_CONFIG = HERE / "golden" / "tiny.toml"
 TINY_LOSSLESS_CONFIG = HERE / "golden" / "tiny_lossless.toml"
 PHOTO = HERE / "data" / "astronaut.png"
@@ -61,6 +65,16 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
     planes += x[..., None] * slope[0] + y[..., None] * slope[1] + 60 * (x + 2 * y > width)[..., None]
     planes += rng.normal(0, 12, planes.shape)
     return Image.fromarray(planes.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def in_bytes(path: Path) -> Path:
+    """Write the small lossless model with levels of bytes, whose tensors are those of TINY_BYTES."""
+    stored = read(TINY_LOSSLESS)
+    held = tensors_in(stored, "decoder").items()
+    kept = {name: tensor for name, tensor in held if not name.startswith("levels.") or ".base." in name}
+    config = lossless.Config(**{**stored.config, "activation_bits": 8})
+    write(path, "lossless", config, kept | load_file(TINY_BYTES), {}, assembled)
+    return path
 
 
 def moving(lossless: Codec) -> Codec:

@@ -245,6 +245,26 @@ def local_mean(x: Array) -> Array:
     return grid(x / 16, 1 / 4, -np.inf, np.inf)
 
 
+def in_steps(x: Array) -> Array:
+    """Activations in steps of 1/32."""
+    n: Array = (32 * x).astype(int)
+    assert (n == 32 * x).all()
+    return n
+
+
+def one_byte(x: Array) -> Array:
+    return np.clip(in_steps(x), 0, 255)
+
+
+def two_bytes(x: Array) -> Array:
+    return np.concatenate([one_byte(x), one_byte(-x)])
+
+
+def three_bytes(x: Array) -> Array:
+    half, left = np.divmod(in_steps(x), 2)
+    return np.concatenate([np.clip(half, 0, 255), np.clip(-half, 0, 255), left])
+
+
 class Pusher(Coder):
     """A coder that can push, too."""
 
@@ -268,6 +288,7 @@ class Lossless:
         self.weights, self.coder, self.colours, self.rounded = weights, coder, colours, rounded
         self.pixels, self.prior, self.posterior = (weights.tables(name) for name in ("pixels", "prior", "posterior"))
         self.groups = len(weights.config["latents"])
+        self.in_bytes = weights.config.get("activation_bits", 16) == 8
 
     # Layers, by what they give
 
@@ -276,6 +297,9 @@ class Lossless:
 
     def residual(self, name: str, h: Array, *more: Array) -> Array:
         return act(h + self.hidden(f"{name}.conv", np.concatenate([h, *more]), -511))
+
+    def of_bytes(self, name: str, *x: Array) -> Array:
+        return self.weights.layer(name, np.concatenate(x), (1, 1), (0, 255))
 
     def last(self, name: str, x: Array, unit: float = 1 / 32) -> Array:
         return self.weights.layer(name, x, (unit, 1 / 256), (-(2**14), 2**14))
@@ -381,15 +405,24 @@ class Lossless:
         """Samples and normalised residuals [3, h, w]. errors: of the level, by phase and colour, if it has passes."""
         x, residuals, normal = outside.copy(), list[Array](), list[Array]()
         rows, columns = inside
-        entered = self.hidden(f"{name}.hidden", h if spread is None else np.concatenate([h, spread]), -1024, 1024)
+        in_bytes = self.in_bytes and spread is not None
+        if not in_bytes:
+            entered = self.hidden(f"{name}.hidden", h if spread is None else np.concatenate([h, spread]), -1024, 1024)
         filters = self.weights.config["filters"] if linear is not None else 0
         for k, c in enumerate(GREEN_FIRST):
-            state = np.split(entered, 3)[k]
-            if k:
-                earlier = zip(residuals, normal, strict=True)
-                told = np.stack([part for r, e in earlier for part in (coarse(r), e, logarithm(r))])
-                state = state + self.hidden(f"{name}.given.{k - 1}", told, -512, 512)
-            out = np.clip(self.last(f"{name}.out.{k}", act(state)), -16, 16)
+            earlier = [(r[None], e[None]) for r, e in zip(residuals, normal, strict=True)]
+            if in_bytes:
+                assert spread is not None
+                told = [(three_bytes(coarse(r)), two_bytes(e), one_byte(logarithm(r))) for r, e in earlier]
+                inputs = [h, one_byte(spread), *(part for parts in told for part in parts)]
+                out = self.last(f"{name}.out.{k}", self.of_bytes(f"{name}.hidden.{k}", *inputs), 1)
+            else:
+                state = np.split(entered, 3)[k]
+                if k:
+                    parts = [part for r, e in earlier for part in (coarse(r), e, logarithm(r))]
+                    state = state + self.hidden(f"{name}.given.{k - 1}", np.concatenate(parts), -512, 512)
+                out = self.last(f"{name}.out.{k}", act(state))
+            out = np.clip(out, -16, 16)
             gates, shares = grid(out[3 : 3 + filters] / 8, 1 / 256, -2, 2), grid(out[3 + filters :] / 2, 1 / 256, -2, 2)
             mean = centre[c] + (x[1] if k and linear is not None else 0) + span * out[0]
             if linear is not None:
@@ -417,10 +450,15 @@ class Lossless:
         """The finer picture [3, rows, columns] and what it hands on."""
         name, last = f"levels.{d}", self.weights.config["levels"] - 1
         m = local_mean(a)
-        bands = [coarse(a - m), coarse(m - 128), coarse(2 * (m - local_mean(m)))]
-        h = self.hidden(f"{name}.entry", np.concatenate([*bands, *([] if features is None else [features])]))
+        bands = np.concatenate([coarse(a - m), coarse(m - 128), coarse(2 * (m - local_mean(m)))])
+        passed = [] if features is None else [features]
+        if self.in_bytes:
+            h = self.of_bytes(f"{name}.entry", *passed, three_bytes(bands))
+        else:
+            h = self.hidden(f"{name}.entry", np.concatenate([bands, *passed]))
         for i in range(self.weights.config["blocks"] + 2 * (last - d)):
-            h = self.residual(f"{name}.blocks.{i}", h)
+            block = f"{name}.blocks.{i}"
+            h = self.of_bytes(f"{block}.conv", h) if self.in_bytes else self.residual(block, h)
         known, fine = [a], np.zeros((3, 2 * a.shape[1], 2 * a.shape[2]))
         errors: dict[tuple[str, int], Array] | None = {} if last - d < self.weights.config.get("refined", 0) else None
         fine[:, ::2, ::2] = a
@@ -443,10 +481,15 @@ class Lossless:
             x, normal = self.phase(f"{name}.heads.{phase}", h, centre, 8, linear, spread, a, inside, errors)
             fine[:, row::2, column::2] = x
             known.append(x)
-            if f"{name}.updates.{phase}.conv.weight" in self.weights.tensors:
-                h = self.residual(f"{name}.updates.{phase}", h, coarse(x - m), normal)
-        passed = shuffled(self.hidden(f"{name}.up", h), 2)[:, :rows, :columns] if d < last else None
-        return fine[:, :rows, :columns], passed
+            update = f"{name}.updates.{phase}"
+            if f"{update}.conv.weight" in self.weights.tensors and self.in_bytes:
+                h = self.of_bytes(f"{update}.conv", h, three_bytes(coarse(x - m)), two_bytes(normal))
+            elif f"{update}.conv.weight" in self.weights.tensors:
+                h = self.residual(update, h, coarse(x - m), normal)
+        if d == last:
+            return fine[:, :rows, :columns], None
+        up = self.of_bytes(f"{name}.up", h) if self.in_bytes else self.hidden(f"{name}.up", h)
+        return fine[:, :rows, :columns], shuffled(up, 2)[:, :rows, :columns]
 
     # Latents
 

@@ -131,6 +131,20 @@ def test_averages_are_over_pictures() -> None:
     assert (point.encode_speed, point.decode_speed) == (32 / 1e6, 64 / 1e6)
 
 
+def test_rates_at_equal_scores() -> None:
+    def result(name: str, factor: int, scores: list[float]) -> kodak.Result:
+        rows = [replace(row("a", 800, factor * 2**k, 30.0 + k), ssimulacra2=s) for k, s in enumerate(scores)]
+        return kodak.Result(codecs.CODECS[name](), [kodak.Point(k, [one]) for k, one in enumerate(rows)], 1.0)
+
+    jpeg = result("jpeg420", 20, [0, 30, 55, 75, 90])
+    half, short = result("webp", 10, [0, 30, 55, 75, 90]), result("jpeg444", 20, [0, 30, 55, math.nan])
+    none = result("jpeg2000", 20, [math.nan] * 3)
+    head, *lines = kodak.seen_table([jpeg, half, short, none])
+    assert head[1:] == ["against JPEG 4:2:0, 10 to 50", "against JPEG 4:2:0, 50 to 80"]
+    assert [line[1] for line in lines[:2]] == ["+0.0 %", "-50.0 %"]
+    assert lines[2][2].endswith("(only 50 to 55)") and len(lines) == 3
+
+
 def test_violations() -> None:
     low = kodak.Point(0, [row("a", 8, 1000, 30.0), row("b", 8, 1000, 30.0)])
     high = kodak.Point(50, [row("a", 8, 989, 29.94), row("b", 8, 2000, 29.96)])

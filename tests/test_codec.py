@@ -106,13 +106,13 @@ def test_symbols_pushed_are_the_symbols_popped(tiny: Codec, monkeypatch: pytest.
     popped: list[Any] = []
     push, pop = AnsStack.push, AnsStack.pop
 
-    def spy_push(self: AnsStack, values: Any, tables: Any, ids: Any) -> None:
+    def spy_push(self: AnsStack, values: Any, tables: Any, ids: Any, locs: Any = None) -> None:
         if tables is tiny.lossy.tables:
             pushed.append((values, ids))
-        push(self, values, tables, ids)
+        push(self, values, tables, ids, locs)
 
-    def spy_pop(self: AnsStack, tables: Any, ids: Any) -> Any:
-        values = pop(self, tables, ids)
+    def spy_pop(self: AnsStack, tables: Any, ids: Any, locs: Any = None) -> Any:
+        values = pop(self, tables, ids, locs)
         if tables is tiny.lossy.tables:
             popped.append((values, ids))
         return values

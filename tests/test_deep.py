@@ -256,6 +256,12 @@ def test_only_the_primary_picture_counts_and_damage_is_no_error() -> None:
 # Gain maps
 
 
+@pytest.mark.parametrize("mark", [b"tmap", b"urn:com:apple:photo:2020:aux:hdrgainmap"])
+def test_gain_maps_of_other_formats_are_seen(mark: bytes) -> None:
+    """They are not carried, and that is said."""
+    assert boxes.has_gain_map(heif(box(b"auxC", mark))) and not boxes.has_gain_map(heif(nclx(9, 16, 9)))
+
+
 def with_segment(jpeg: bytes, marker: int, data: bytes) -> bytes:
     return jpeg[:2] + gainmap.segment(marker, data) + jpeg[2:]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_LOSSLESS, packaged, python
+from conftest import TINY, TINY_LOSSLESS, in_bytes, packaged, python
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -73,12 +73,18 @@ def lossy(request: pytest.FixtureRequest, folder: Path) -> tuple[Lossy, LossyNet
     return loaded, LossyNetworks(path)
 
 
-@pytest.fixture(scope="session", params=["tiny", "packaged"])
+@pytest.fixture(scope="session", params=["tiny", "tiny bytes", "tiny bytes in float32", "packaged"])
 def both(request: pytest.FixtureRequest, folder: Path) -> tuple[Lossless, LosslessNetworks]:
-    path = with_graphs(TINY_LOSSLESS if request.param == "tiny" else packaged("lossless"), folder)
-    loaded = kinds.load(path, CPU)
+    if "bytes" in request.param:
+        path = in_bytes(folder / "bytes.safetensors")
+        add_graphs(path)
+    else:
+        path = with_graphs(TINY_LOSSLESS if request.param == "tiny" else packaged("lossless"), folder)
+    loaded, networks = kinds.load(path, CPU), LosslessNetworks(path)
     assert isinstance(loaded, Lossless)
-    return loaded, LosslessNetworks(path)
+    if "float32" in request.param:
+        networks.kernel = "float32"
+    return loaded, networks
 
 
 @pytest.fixture(scope="session")
@@ -176,22 +182,23 @@ def test_lossless_levels(
 ) -> None:
     monkeypatch.setattr(lossless_engine, "STRIPE", stripe)
     w, networks = both
-    rng = np.random.default_rng(stripe)
+    c, rng = w.model.config, np.random.default_rng(stripe)
+    unit, most = (lossless.BYTE_UNIT, lossless.BYTE_MAX) if c.in_bytes else (lossless.UNIT, lossless.HIDDEN_MAX)
     for depth, level in enumerate(w.model.levels):
         assert isinstance(level, Level)
         for rows, columns in ((7, 9), (1, 1), (2, 5)):
             x = picture(kind, 3, 2 * rows, 2 * columns)
             features = None
             if depth:
-                features = rng.integers(0, 512, (w.model.config.features, rows, columns)).astype(np.float32)
-            given = None if features is None else torch.from_numpy(features)[None] * lossless.UNIT
+                features = rng.integers(0, most + 1, (c.features, rows, columns)).astype(c.kind)
+            given = None if features is None else torch.from_numpy(features)[None].float() * unit
             phases, handed_on = level(torch.from_numpy(x)[None].float(), given)
             state = networks.level(depth, x[:, ::2, ::2], features)
             for name, phase in zip(PHASES, phases, strict=True):
                 row, column = {"D": (1, 1), "B": (0, 1), "C": (1, 0)}[name]
                 assert phases_agree(state, x[:, row::2, column::2], phase)
             if handed_on is not None:
-                assert equal(state.features(), handed_on[0], lossless.UNIT)
+                assert equal(state.features(), handed_on[0], unit)
 
 
 @pytest.mark.parametrize("kind", ["ordinary", "limits"])
@@ -288,6 +295,24 @@ def test_few_sessions_are_kept(tiny_graphs: Path) -> None:
     assert np.array_equal(networks.synthesise(stream, 100), first)
 
 
+@pytest.mark.parametrize("broken", [0, 1, 2, 3])
+def test_the_first_exact_kernel_of_lossless(broken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, computed = list(lossless_engine.KERNELS), LosslessNetworks.computed
+
+    def saturating(self: LosslessNetworks, graph: str, inputs: dict[str, Any]) -> list[Any]:
+        first, *others = computed(self, graph, inputs)
+        return [first + (self.kernel in kernels[:broken] and "updates" in graph), *others]
+
+    monkeypatch.setattr(LosslessNetworks, "computed", saturating)
+    path = in_bytes(tmp_path / "bytes.safetensors")
+    add_graphs(path)
+    if broken < len(kernels):
+        assert LosslessNetworks(path).kernel == kernels[broken]
+    else:
+        with pytest.raises(WeightsError, match="self-test"):
+            LosslessNetworks(path)
+
+
 @pytest.mark.parametrize("broken", [0, 1, 2])
 def test_the_first_exact_kernel_is_used(tiny_graphs: Path, broken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that saturate, or that leave out a bias, are passed over."""
@@ -358,6 +383,13 @@ def test_tables_are_those_of_the_models() -> None:
     assert np.array_equal(e.LOGARITHMS, (lossless.LOGARITHMS / lossless.UNIT).numpy())
     index = torch.arange(lossless.SCALES).float()
     assert torch.equal(torch.from_numpy(e.INVERSES * 64), (0.5 / lossless.scale_of(index) * 256).round())
+    x = np.arange(-600, 601, dtype=np.int16).reshape(1, 1, -1)
+    limited = torch.from_numpy(x).float().clamp(-512, 512) * lossless.UNIT
+    units = torch.tensor(lossless.OF_COARSE)[:, None, None]
+    three = np.concatenate(e.coarse(x, np.dtype(np.uint8)))
+    assert equal(three, lossless.coarse_bytes(limited[None], True)[0] / units, 1)
+    two = np.concatenate(e.signs(x, np.dtype(np.uint8)))
+    assert equal(two, lossless.signs(limited[None])[0], lossless.UNIT)
     x = np.arange(-70, 70)
     assert np.array_equal(e.halved(x, 2), np.rint(x / 4)) and np.array_equal(e.halved(x, 1), np.rint(x / 2))
 

@@ -5,18 +5,22 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TINY_FINER, TINY_LOSSLESS, moving, refined
+from conftest import TINY, TINY_FINER, TINY_LOSSLESS, in_bytes, moving, refined
 
 from bitstream import Kind, Mode, unpack
 from vaecodec import Codec
+from vaecodec.training.export import add_graphs
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*/*.vae"))
 
 
 @pytest.fixture(scope="module", params=["onnx", "torch"])
-def codecs(request: pytest.FixtureRequest) -> dict[str, Codec]:
+def codecs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Codec]:
     engine = request.param
+    of_bytes = in_bytes(tmp_path_factory.mktemp("bytes") / "bytes.safetensors")
+    if engine == "onnx":
+        add_graphs(of_bytes)
     return {
         "lossy": Codec("cpu", TINY, engine=engine),
         "lossy-finer": Codec("cpu", TINY_FINER, engine=engine),
@@ -24,6 +28,7 @@ def codecs(request: pytest.FixtureRequest) -> dict[str, Codec]:
         "pca": Codec("cpu"),
         "lossless-moving": moving(Codec("cpu", TINY_LOSSLESS, engine=engine)),
         "lossless-refined": refined(Codec("cpu", TINY_LOSSLESS, engine=engine)),
+        "lossless-bytes": Codec("cpu", of_bytes, engine=engine),
     }
 
 

@@ -299,7 +299,8 @@ def test_avif_of_more_than_8_bits(depth: int, monkeypatch: pytest.MonkeyPatch) -
     if importlib.util.find_spec("imagecodecs"):
         found = opened(data)
         assert isinstance(found, DeepPicture) and (found.depth, found.full) == (depth, True)
-        assert np.array_equal(found.samples // 2 ** (depth - 8), np.asarray(Image.open(io.BytesIO(data))))
+        shallow = np.asarray(Image.open(io.BytesIO(data)), float)
+        assert np.abs(found.samples * (255 / (2**depth - 1)) - shallow).max() <= 3  # its chroma is halved
     monkeypatch.setattr("vaecodec.engines.installed", lambda name: name != "imagecodecs")
     with pytest.raises(MissingError, match=r"pip install 'vaecodec\[deep\]'"):
         opened(data)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import second_decoder as second
 import second_networks as networks
-from conftest import TINY, TINY_FINER, TINY_LOSSLESS, picture, refined, refiners
+from conftest import TINY, TINY_FINER, TINY_LOSSLESS, in_bytes, picture, refined, refiners
 
 from vaecodec import Codec
 from vaecodec.lossless.tile import TileCoder
@@ -36,16 +36,16 @@ def test_refined_tiles(size: tuple[int, int], mode: str, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_golden_files(path: Path) -> None:
+def test_golden_files(path: Path, tmp_path: Path) -> None:
     header, _, tiles = second.read(path.read_bytes())
     methods, digest = {tile.method for tile in tiles}, json.loads((path.parent / "hashes.json").read_text())[path.stem]
     if header.kind == 1 and 0 in methods:
         weights = networks.Weights(TINY_FINER if path.stem == "lossy-finer" else TINY, header.quality)
         picture = networks.decode_lossy(header, tiles, weights)
     elif header.kind == 2 and methods <= {0, 1} and len(tiles) == 1:
-        weights = networks.Weights(TINY_LOSSLESS, 0)
-        changed = path.stem in ("lossless-moving", "lossless-refined")
-        weights.config["groups"] = 20 if changed else 0
+        tiny = in_bytes(tmp_path / "bytes.safetensors") if path.stem == "lossless-bytes" else TINY_LOSSLESS
+        weights = networks.Weights(tiny, 0)
+        weights.config["groups"] = 20 if path.stem in ("lossless-moving", "lossless-refined") else 0
         if path.stem == "lossless-refined":
             refine(weights)
         channels = second.CHANNELS[header.mode]

@@ -22,6 +22,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from bitstream import AnsStack
+
 from .weights import QUALITY_MAX, Stored, WeightsError, read
 
 Floats = NDArray[np.float32]
@@ -54,19 +56,37 @@ class Sessions:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.threads)
 
+    # Arrays are where the coder runs, see ``lossy.tile.Networks``.
+
+    def stack(self, data: bytes | memoryview | None = None, lanes: int | None = 1) -> AnsStack:
+        return AnsStack(data, lanes)
+
+    def put(self, x: Array) -> Array:
+        return x
+
+    get = put
+
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, int | None, bool], Any] = OrderedDict()
 
     def run(
-        self, graph: str, inputs: dict[str, Array], *, quality: int | None = None, careful: bool = False
+        self, graph: str, inputs: dict[str, Array], quality: int | None = None, careful: bool = False
     ) -> list[Array]:
-        """The outputs of a graph. quality: of what is an initializer in it; careful: whether x86 kernels are to be
-        those that do not add pairs of products in 16 bits."""
-        outputs: list[Array] = self.session(graph, quality, careful).run(None, inputs)
+        """The outputs of a graph. quality: of its biases, which are inputs or initializers; careful: whether x86
+        kernels are to be those that do not add pairs of products in 16 bits."""
+        session = self.session(graph, quality, careful)
+        if quality is not None:
+            names = [each.name for each in session.get_inputs() if each.name in self.tensors]
+            inputs = inputs | {
+                name: at(self.tensors[name], quality).astype(np.float32)[:, :, None, None] for name in names
+            }
+        outputs: list[Array] = session.run(None, inputs)
         return outputs
 
     def session(self, graph: str, quality: int | None = None, careful: bool = False) -> Any:
+        if not any(has_knots(name, self.tensors[name]) for name in self.initializers[graph]):
+            quality = None
         key = graph, quality, careful
         with self._lock:
             session = self._open.get(key)
@@ -96,11 +116,6 @@ class Sessions:
         return onnxruntime.InferenceSession(
             proto, options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConvMulFusion"]
         )
-
-    def knots(self, graph: str, quality: int) -> dict[str, Array]:
-        """The inputs of a graph that depend on the quality: biases."""
-        names = [each.name for each in self.session(graph).get_inputs() if each.name in self.tensors]
-        return {name: at(self.tensors[name], quality).astype(np.float32)[:, :, None, None] for name in names}
 
 
 @functools.cache

@@ -151,8 +151,9 @@ def at(bias: Tensor, quality: Tensor | None) -> Tensor:
 class ExactConv(Conv):
     """A convolution of integers, see above. Inputs and outputs are floating-point multiples of their units.
 
-    ``in_unit``, ``out_unit``: powers of two. ``in_max``: largest magnitude of each input channel in units of
-    ``in_unit`` (one number, or one for each channel). ``low``, ``high``: the outputs' limits in units of ``out_unit``.
+    ``in_unit``, ``out_unit``: powers of two; ``in_max``: largest magnitude of each input channel in units of
+    ``in_unit`` (of both one number, or one for each channel). ``low``, ``high``: the outputs' limits in units of
+    ``out_unit``.
     ``weight_max``: largest integer weight; up to 127 they are kept in 8 bits.
     ``calibrated``: each channel has a unit of its own, in buffers ``in_units`` [in] and ``out_units`` [out] that
     training sets.
@@ -164,7 +165,7 @@ class ExactConv(Conv):
         c_out: int,
         kernel: int = 1,
         *,
-        in_unit: float,
+        in_unit: float | list[float],
         in_max: int | list[int],
         out_unit: float,
         low: int,
@@ -179,7 +180,8 @@ class ExactConv(Conv):
         super().__init__(c_in, c_out, kernel, knots=knots, wide=wide, linear=linear, zero=zero)
         self.low, self.high, self.weight_max, self.calibrated = low, high, weight_max, calibrated
         self.out_unit = out_unit
-        self.register_buffer("in_units", torch.full((c_in,), in_unit), persistent=calibrated)
+        units = torch.tensor(in_unit if isinstance(in_unit, list) else [in_unit] * c_in)
+        self.register_buffer("in_units", units, persistent=calibrated)
         self.register_buffer("out_units", torch.full((c_out,), out_unit), persistent=calibrated)
         limits = torch.tensor([in_max] * c_in if isinstance(in_max, int) else in_max, dtype=torch.float64)
         self.register_buffer("in_max", limits, persistent=False)

@@ -94,6 +94,15 @@ class Graph:
     def shaped(self, x: str, *shape: int) -> str:
         return self.add("Reshape", x, np.array(shape, np.int64))
 
+    def size(self, x: str, axis: int) -> str:
+        """int64 [1]."""
+        return self.add("Slice", self.add("Shape", x), np.array([axis]), np.array([axis + 1]))
+
+    def resized(self, x: str, *shape: Dimension) -> str:
+        """x in a shape of which some parts are only known as it runs, see ``size``."""
+        parts = [part if isinstance(part, str) else self.constant(np.array([part])) for part in shape]
+        return self.add("Reshape", x, self.add("Concat", *parts, axis=0))
+
     def real(self, x: str) -> str:
         return self.add("Cast", x, to=FLOAT)
 

@@ -30,7 +30,7 @@ class Info:
     sample. quality: 0 to 100, None if lossless. tile: side of a tile in pixels; tiles: how many there are. model: the
     weights that decode it, as hexadecimal digits. bytes: size of the file; bpp: in bits a pixel. previews: of a
     progressive file, after how many bytes each preview of the whole picture becomes possible. metadata: bytes of each
-    section, "exif", "iccp", "xmp", "iptc", "png".
+    section, "exif", "iccp", "xmp", "iptc", "png", "gain".
     """
 
     kind: str

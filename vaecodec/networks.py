@@ -7,17 +7,20 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from bitstream import Tables
+from bitstream import AnsStack, Tables
 
+from .engines import installed
 from .exact import ExactConv
 from .weights import FIRST, Stored, Weights, WeightsError, about_of, digest_of, scrambled_array, stored_of
 
@@ -30,6 +33,38 @@ class Networks(Weights, Protocol):
 
     def known_answer(self) -> int:
         """CRC-32 of what the exact networks answer to fixed inputs."""
+
+
+class OnDevice:
+    """Where the coder runs: on a GPU where Triton is installed, which torch's CUDA build brings, else on the host."""
+
+    @property
+    def device(self) -> torch.device:
+        raise NotImplementedError
+
+    @cached_property
+    def codes(self) -> bool:
+        """Whether the coder runs on the device; symbols are tensors then."""
+        return self.device.type == "cuda" and installed("triton")
+
+    def stack(self, data: bytes | memoryview | None = None, lanes: int | None = 1) -> AnsStack:
+        if not self.codes:
+            return AnsStack(data, lanes)
+        from .device_coder import DeviceStack
+
+        return DeviceStack(self.device, data, lanes)
+
+    def put(self, x: NDArray[Any]) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self.device) if self.codes else x
+
+    def get(self, x: Any) -> NDArray[Any]:
+        array: NDArray[Any] = x.cpu().numpy() if isinstance(x, Tensor) else x
+        return array
+
+    def symbols(self, x: Tensor) -> Any:
+        """Whole numbers [C, H, W] as coders take them."""
+        whole = x.to(torch.int32).contiguous()
+        return whole if self.codes else whole.cpu().numpy()
 
 
 AnyNetworks = TypeVar("AnyNetworks", bound=Networks)

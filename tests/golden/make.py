@@ -6,6 +6,7 @@ What exists is never replaced: every later version of the library has to decode 
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from conftest import LOSSLESS, TINY, TINY_FINER, TINY_LOSSLESS, moving, picture, refined  # noqa: E402
+from conftest import LOSSLESS, TINY, TINY_BYTES, TINY_FINER, TINY_LOSSLESS, in_bytes, moving, picture, refined  # noqa: E402
 
 from benchmarks import pca  # noqa: E402
 from bitstream import coder  # noqa: E402
@@ -34,6 +36,7 @@ from vaecodec.training import lossless as training  # noqa: E402
 from vaecodec.training.crops import Crops  # noqa: E402
 from vaecodec.training.lossless import LosslessObjective  # noqa: E402
 from vaecodec.training.objective import Phase  # noqa: E402
+from vaecodec.training.quantise import quantise  # noqa: E402
 
 FOLDER = HERE / "0.3"
 HASHES = FOLDER / "hashes.json"
@@ -75,6 +78,17 @@ def write_finer(path: Path) -> None:
     state |= {"z_mean": coarse.z_mean * UNIT, "z_index": coarse.z_index}
     model.load_state_dict(state)
     save_lossy(path, model, coarse.tables)
+
+
+def write_bytes(path: Path) -> None:
+    """What differs in the small lossless model where its levels are bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(4):
+            picture(96, 96, seed=seed).save(Path(folder) / f"{seed}.png")
+        whole = Path(folder) / "whole.safetensors"
+        quantise(TINY_LOSSLESS, Path(folder), whole)
+        tensors = {name.removeprefix("decoder."): tensor for name, tensor in load_file(whole).items()}
+    save_file({k: v for k, v in tensors.items() if k.startswith("levels.") and ".base." not in k}, path)
 
 
 def made() -> Iterator[tuple[str, bytes]]:
@@ -150,6 +164,15 @@ def made() -> Iterator[tuple[str, bytes]]:
         with mock.patch.object(lossless, "tile", 64):
             tiles = lossless.compress(picture(150, 90), lossless=True, progressive=True)
         yield "lossless progressive tiles", tiles
+    with mock.patch.object(TileCoder, "push", by_networks):
+        yield "lossless bytes", codec_in_bytes().compress(picture(90, 70), lossless=True)
+
+
+def codec_in_bytes() -> Codec:
+    with tempfile.TemporaryDirectory() as folder:
+        codec = Codec("cpu", in_bytes(Path(folder) / "bytes.safetensors"), engine="torch")
+        assert codec.lossless is not None
+    return codec
 
 
 def decoded(name: str, data: bytes) -> NDArray[Any]:
@@ -160,6 +183,8 @@ def decoded(name: str, data: bytes) -> NDArray[Any]:
         return moving(Codec("cpu", TINY_LOSSLESS)).decode_array(data)
     if name == "lossless-refined":
         return refined(Codec("cpu", TINY_LOSSLESS)).decode_array(data)
+    if name == "lossless-bytes":
+        return codec_in_bytes().decode_array(data)
     tiny = TINY_LOSSLESS if name.startswith("lossless") else TINY_FINER if name == "lossy-finer" else TINY
     return Codec("cpu", tiny).decode_array(data)
 
@@ -170,6 +195,8 @@ def main() -> None:
         write_weights(TINY_LOSSLESS)
     if not TINY_FINER.exists():
         write_finer(TINY_FINER)
+    if not TINY_BYTES.exists():
+        write_bytes(TINY_BYTES)
     held = {path.parent: json.loads(path.read_text()) for path in HERE.glob("*/hashes.json")}
     hashes, known = held.get(FOLDER, {}), set().union(*held.values())
     for title, data in made():

@@ -1,6 +1,6 @@
 """The command line. Nothing here imports torch before a command needs it."""
 
-from . import commands, looking, training  # which add themselves to the group
+from . import commands, looking, training, webpage  # which add themselves to the group
 from .group import main
 
-__all__ = ["commands", "looking", "main", "training"]
+__all__ = ["commands", "looking", "main", "training", "webpage"]

@@ -95,8 +95,8 @@ def info(sources: tuple[str, ...], recursive: bool, as_json: bool, bits: bool, m
 def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
     """Show how near B is to A: PSNR, MS-SSIM and SSIMULACRA2, and the bits a pixel if B, or else A, is a .vae file.
 
-    Both may be .vae files or pictures. MS-SSIM needs sides of 161 pixels, SSIMULACRA2 the extra "metrics" and a second a
-    megapixel; it is made for sRGB of 8 bits, to which deeper samples are rounded.
+    Both may be .vae files or pictures. MS-SSIM needs sides of 161 pixels. SSIMULACRA2 needs the extra "metrics", and
+    a second a megapixel; it is made for sRGB of 8 bits, to which deeper samples are rounded.
     """
     contents = [inout.read(path) for path in (a, b)]
     packed = [data for data in contents if data.startswith(MAGIC)]

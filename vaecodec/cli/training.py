@@ -73,6 +73,28 @@ def export(checkpoint: Path, data: Path, output: Path) -> None:
     exported(checkpoint, data, output)
 
 
+@main.command()
+@click.argument("weights", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+def quantise(weights: Path, data: Path, output: Path) -> None:
+    """Write lossless WEIGHTS with levels of 8 bits in place of 16, rounded by the pictures in --data.
+
+    They code nearly as well and run twice as fast.
+    """
+    need_to_train()
+    from ..training.export import add_graphs
+    from ..training.quantise import quantise
+
+    if not output.parent.is_dir():
+        raise click.UsageError(f"{output.parent}: no such folder")
+    try:
+        quantise(weights, data, output)
+    except ValueError as error:
+        raise click.ClickException(f"{weights}: {error}") from None
+    add_graphs(output)
+
+
 def need_to_train() -> None:
     """At once, not when there is something to export."""
     from ..engines import need

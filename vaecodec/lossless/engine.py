@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -16,8 +15,10 @@ from numpy.typing import NDArray
 from ..engine_onnx import Answer, Array, Bytes, Floats, Integers, Sessions
 from ..weights import Stored, WeightsError, scrambled_array as scrambled, tables_of
 from .numbers import (
+    BYTE_MAX,
     CENTRE,
     CHANNEL_ORDER,
+    FLOATING,
     LATENT_MAX,
     LATENT_SCALES,
     PHASES,
@@ -34,6 +35,7 @@ Result = TypeVar("Result")
 GIVEN_MAX = 512
 LOGARITHMS = np.array([round(32 * math.log2(1 + n / 8)) for n in range(4096)], np.float32)
 """32 log2(1 + |x|) for |x| in eighths."""
+LOGARITHM_BYTES = LOGARITHMS.clip(max=BYTE_MAX).astype(np.uint8)
 INVERSES = np.array(
     [round(128 / (SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (n / (PIXEL_SCALES - 1)))) / 64 for n in range(PIXEL_SCALES)],
     np.float32,
@@ -41,7 +43,14 @@ INVERSES = np.array(
 """By scale index: from a residual in eighths to one in scales, in steps of an activation."""
 MARGIN = 2
 """Known pixels come with so many more on all sides, those at the border repeated."""
-STRIPE = 4096
+KERNELS = {
+    "8-bit integers": ("", False),
+    "8-bit integers, without saturation": ("", True),
+    "float32": (FLOATING, False),
+}
+"""Ways to run layers of bytes, the fastest first: how the graphs' names end, and whether x86 kernels are to be those
+that do not add pairs of products in 16 bits."""
+STRIPE = 8192
 """Pixels of a phase that are computed together: what lies between two layers then stays in the caches."""
 
 
@@ -55,9 +64,11 @@ class Above(NamedTuple):
 
 
 class LosslessNetworks(Sessions):
-    """The networks of the lossless codec. Raises WeightsError also where they do not give the known answer."""
+    """The networks of the lossless codec. ``kernel``: of ``KERNELS``, the first that gives the known answer; weights
+    without layers of bytes have the last.
 
-    kernel = "float32"
+    Raises WeightsError also where none gives the known answer.
+    """
 
     def __init__(self, source: str | os.PathLike[str] | Stored, threads: int = 1) -> None:
         super().__init__(source, threads)
@@ -68,8 +79,17 @@ class LosslessNetworks(Sessions):
         self.refiners = layers_of(decoder, self.config.refined)
         self._intra_op = 1  # stripes are shared out among threads, which waits less than sharing out operators
         self.groups = len(self.config.latents)
-        if f"{self.known_answer():08x}" != self.answer:
-            raise WeightsError(f"{self.path.name} fails its self-test in ONNX Runtime {onnxruntime.__version__}")
+        self.kernel = ""
+        kernels = list(KERNELS) if self.config.in_bytes else ["float32"]
+        for self.kernel in kernels:
+            if f"{self.known_answer():08x}" == self.answer:
+                return
+        raise WeightsError(f"{self.path.name} fails its self-test in ONNX Runtime {onnxruntime.__version__}")
+
+    def computed(self, graph: str, inputs: dict[str, Array]) -> list[Array]:
+        """The outputs of a graph, which may have layers of bytes, by the kernel in use."""
+        ending, careful = KERNELS[self.kernel]
+        return self.run(graph + ending if self.config.in_bytes else graph, inputs, careful=careful)
 
     def _forget(self) -> None:
         super()._forget()
@@ -112,9 +132,11 @@ class LosslessNetworks(Sessions):
         """p(x | latents) of the coarsest picture."""
         h = self.run("last", {"above": above.h[None]})[0][:, :, :rows, :columns]
         centre = (above.linear[:, :rows, :columns] + np.float32(2 * CENTRE)).astype(np.int16)
-        return Colours(self, "likelihood", [np.ascontiguousarray(h)], centre, 8 * 64)
+        x = np.zeros((1, rows + 2, columns, h.shape[1] + self.config.beside), np.float32)
+        x[0, 1:-1, :, : h.shape[1]] = h[0].transpose(1, 2, 0)
+        return Colours(self, self.run, "likelihood", x, centre, 8 * 64)
 
-    def level(self, depth: int, a: Bytes, features: Floats | None) -> LevelState:
+    def level(self, depth: int, a: Bytes, features: Array | None) -> LevelState:
         """p(D, B, C | A) of the level ``depth``, 0 for the coarsest. a [3, h, w]; features [F, h, w]: of the coarser
         level, None at the coarsest."""
         return LevelState(self, f"levels.{depth}", a, features)
@@ -162,32 +184,37 @@ class LosslessNetworks(Sessions):
 class Colours:
     """The colours of a phase, one after the other: ``predict``, then ``see``.
 
-    stripes: the state, [1, width, rows, w] each; centre: where means start, in halves, int16 [3, h, w], of red and blue
-    less green if there are known pixels; span: the mean's change, in 2048ths, for an output's 256th; spread: how far
-    known pixels lie apart, an activation [1, 3, h, w]; known: these pixels, uint8 [1, 3 phases, h + 4, w + 4].
+    run: runs graphs; x: the state, [1, h + 2, w, width + beside], whose channels beside are filled here; centre: where
+    means start, in halves, int16 [3, h, w], of red and blue less green if there are known pixels; span: the mean's
+    change, in 2048ths, for an output's 256th; spread: how far known pixels lie apart, in eighths [3, h, w]; known:
+    these pixels, uint8 [1, 3 phases, h + 4, w + 4].
     """
 
     def __init__(
         self,
         networks: LosslessNetworks,
+        run: Callable[[str, dict[str, Array]], list[Array]],
         graph: str,
-        stripes: list[Array],
+        x: Array,
         centre: NDArray[np.int16],
         span: int,
-        spread: Array | None = None,
+        spread: NDArray[np.int16] | None = None,
         known: Array | None = None,
     ) -> None:
-        self._networks, self._graph, self._stripes, self._span = networks, graph, stripes, span
-        self._centre, self._spread, self._known = centre, spread, known
+        self._networks, self._run, self._graph, self._state, self._span = networks, run, graph, x, span
+        self._centre, self._known = centre, known
+        self._width = x.shape[3] - networks.config.beside
         rows, columns = centre.shape[1:]
-        self._tops = tops_of(stripes)
-        self._given = np.empty((1, 6, rows, columns), np.float32)
-        self._linear: list[Array | None] = [None] * len(stripes)
+        self._stripes = stripes_of(rows, columns)
+        self._linear: list[Array | None] = [None] * len(self._stripes)
         self._residuals: list[Array] = []
         self._prediction = np.empty((3, rows, columns), np.int32)
+        self._given = self._width + 3
+        if spread is not None:
+            place(x, self._width, logarithm(spread, x.dtype))
         self.colour = 0
         self.x = np.empty((3, rows, columns), np.uint8)
-        self.normal = np.empty((3, rows, columns), np.float32)
+        self.normal = np.empty((3, rows, columns), np.int16)
         """Samples and residuals in scales, in coding order."""
 
     def predict(self) -> Integers:
@@ -197,16 +224,11 @@ class Colours:
         return self._prediction
 
     def _predict(self, stripe: int) -> None:
-        k, h, top = self.colour, self._stripes[stripe], self._tops[stripe]
-        rows = slice(top, top + h.shape[2])
-        inputs = {"h": h}
-        if self._spread is not None:
-            inputs["spread"] = np.ascontiguousarray(self._spread[:, :, rows])
-        if k:
-            inputs["given"] = np.ascontiguousarray(self._given[:, : 3 * k, rows])
-        elif self._known is not None:
-            inputs["known"] = np.ascontiguousarray(self._known[:, :, top : rows.stop + 2 * MARGIN])
-        out, *linear = self._networks.run(f"{self._graph}.{k}", inputs)
+        k, rows = self.colour, self._stripes[stripe]
+        inputs = {"x": self._state[:, rows.start + 1 : rows.stop + 1]}
+        if not k and self._known is not None:
+            inputs["known"] = np.ascontiguousarray(self._known[:, :, rows.start : rows.stop + 2 * MARGIN])
+        out, *linear = self._run(f"{self._graph}.{k}", inputs)
         if linear:
             self._linear[stripe] = linear[0][0]
         self._finish(out[0], rows, self._linear[stripe])
@@ -248,16 +270,51 @@ class Colours:
         residual = ((self.x[k].astype(np.int16) << 3) - mean).astype(np.int16)
         self.normal[k] = np.rint(residual * INVERSES.take(index)).clip(-256, 256)
         if k < 2:
-            given = self._given[0, 3 * k :]
-            given[0] = halved(residual, 1).clip(-GIVEN_MAX, GIVEN_MAX)
-            given[1], given[2] = self.normal[k], LOGARITHMS.take(abs(residual))
+            kind, one = self._state.dtype, slice(k, k + 1)
+            self._given = place(
+                self._state,
+                self._given,
+                *coarse(halved(residual[None], 1), kind),
+                *signs(self.normal[one], kind),
+                logarithm(abs(residual[None]), kind),
+            )
         self._residuals.append(residual)
         self.colour += 1
 
 
-def tops_of(stripes: list[Array]) -> list[int]:
-    """The row where each begins."""
-    return [0, *itertools.accumulate(stripe.shape[2] for stripe in stripes)]
+def stripes_of(rows: int, columns: int) -> list[slice]:
+    """Rows that are computed together."""
+    height = max(1, STRIPE // columns)
+    return [slice(top, min(top + height, rows)) for top in range(0, rows, height)]
+
+
+def place(x: Array, channel: int, *parts: Array) -> int:
+    """Put parts [C, h, w] into x [1, h + 2, w, channels] from a channel on; where the next begins."""
+    for part in parts:
+        x[0, 1:-1, :, channel : channel + len(part)] = part.transpose(1, 2, 0)
+        channel += len(part)
+    return channel
+
+
+def coarse(x: NDArray[np.int16], kind: np.dtype[Any]) -> list[Array]:
+    """Numbers in steps of an activation, limited, or of their halves, rounded down, what is above and below 0, and what
+    is left: see ``layers.coarse_bytes``."""
+    x = x.clip(-GIVEN_MAX, GIVEN_MAX)
+    if kind != np.uint8:
+        return [x]
+    half = x >> 1
+    return [half.clip(0, BYTE_MAX), (-half).clip(0, BYTE_MAX), x & 1]
+
+
+def signs(x: NDArray[np.int16], kind: np.dtype[Any]) -> list[Array]:
+    """Or what is above and below 0."""
+    return [x.clip(0, BYTE_MAX), (-x).clip(0, BYTE_MAX)] if kind == np.uint8 else [x]
+
+
+def logarithm(x: NDArray[np.int16], kind: np.dtype[Any]) -> Array:
+    """Of numbers in eighths that are not negative."""
+    table: Array = LOGARITHM_BYTES if kind == np.uint8 else LOGARITHMS
+    return table.take(x)
 
 
 def halved(x: Array, times: int) -> Array:
@@ -304,72 +361,51 @@ def padded(x: Bytes) -> Bytes:
     return np.pad(x, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), "edge")
 
 
-def with_rows(x: Array) -> Array:
-    """float32 [1, C, h + 2, w] of x [C, h, w], with zeros above and below."""
-    padded = np.zeros((1, x.shape[0], x.shape[1] + 2, x.shape[2]), np.float32)
-    padded[0, :, 1:-1] = x
-    return padded
-
-
 class LevelState:
     """The phases D, B and C of a level and of each phase green, red and blue, one after the other: ``predict``, then
     ``see``; after the last, ``features``."""
 
-    def __init__(self, networks: LosslessNetworks, name: str, a: Bytes, features: Floats | None) -> None:
-        self._networks, self._name = networks, name
+    def __init__(self, networks: LosslessNetworks, name: str, a: Bytes, features: Array | None) -> None:
+        self._networks, self._name, c = networks, name, networks.config
         self._known = [padded(a)]
         steps = a.astype(np.int16)
         self._mean = halved(local_mean(steps), 2)  # quarters
-        coarse = 2 * (self._mean - halved(local_mean(self._mean), 4))
-        bands = np.concatenate([4 * steps - self._mean, self._mean - 4 * CENTRE, coarse])
-        whole = {"bands": with_rows(bands.clip(-GIVEN_MAX, GIVEN_MAX))}
-        if features is not None:
-            whole["features"] = with_rows(features)
-        height = max(1, STRIPE // a.shape[2])
-
-        def enter(stripe: int) -> Array:
-            rows = slice(stripe * height, min((stripe + 1) * height, a.shape[1]) + 2)
-            inputs = {key: np.ascontiguousarray(part[:, :, rows]) for key, part in whole.items()}
-            return networks.run(f"{name}.entry", inputs)[0]
-
-        self._stripes = networks.each(enter, -(-a.shape[1] // height))
-        self._tops = tops_of(self._stripes)
-        block = 0
-        while f"{name}.blocks.{block}" in networks.initializers:
-            self._layer(f"{name}.blocks.{block}")
-            block += 1
+        wide = 2 * (self._mean - halved(local_mean(self._mean), 4))
+        bands = np.concatenate([4 * steps - self._mean, self._mean - 4 * CENTRE, wide])
+        self._x = np.zeros((1, a.shape[1] + 2, a.shape[2], c.entered(0 if features is None else len(features))), c.kind)
+        if features is None:
+            place(self._x, 0, *coarse(bands, c.kind))
+        elif c.in_bytes:
+            place(self._x, 0, features, *coarse(bands, c.kind))
+        else:
+            place(self._x, 0, bands.clip(-GIVEN_MAX, GIVEN_MAX), features)
+        layers = ["entry"]
+        while f"{name}.blocks.{len(layers) - 1}" in networks.initializers:
+            layers.append(f"blocks.{len(layers) - 1}")
+        for layer in layers:
+            self._layer(layer, c.beside if layer == layers[-1] else 0)
         self._begin()
 
-    def _layer(self, graph: str, more: Array | None = None) -> None:
-        """A residual layer over the state. more [1, C, h + 2, w]: channels that it sees beside."""
-        before, top = self._stripes, self._tops
-        zeros = np.zeros_like(before[0][:, :, :1])
+    def _layer(self, graph: str, beside: int) -> None:
+        """A 3x3 layer over the state, which then has room for channels beside."""
+        before, width = self._x, self._networks.config.width
+        self._x = np.zeros((*before.shape[:3], width + beside), before.dtype)
+        stripes = stripes_of(before.shape[1] - 2, before.shape[2])
 
-        def layer(stripe: int) -> Array:
-            h = before[stripe]
-            above = before[stripe - 1][:, :, -1:] if stripe else zeros
-            below = before[stripe + 1][:, :, :1] if stripe + 1 < len(before) else zeros
-            inputs = {"h": h, "around": np.concatenate([above, h, below], 2)}
-            if more is not None:
-                inputs["more"] = np.ascontiguousarray(more[:, :, top[stripe] : top[stripe] + h.shape[2] + 2])
-            return self._networks.run(graph, inputs)[0]
+        def layer(stripe: int) -> None:
+            rows = stripes[stripe]
+            inputs = {"x": before[:, rows.start : rows.stop + 2]}
+            (y,) = self._networks.computed(f"{self._name}.{graph}", inputs)
+            self._x[:, rows.start + 1 : rows.stop + 1, :, :width] = y
 
-        self._stripes = self._networks.each(layer, len(before))
+        self._networks.each(layer, len(stripes))
 
     def _begin(self) -> None:
-        if len(self._known) > len(PHASES):
-            return
         phase = PHASES[len(self._known) - 1]
         centre, spread = nearest(phase, self._known)
-        self._colours = Colours(
-            self._networks,
-            f"{self._name}.{phase}",
-            self._stripes,
-            centre,
-            8 * 8,
-            LOGARITHMS.take(8 * spread)[None],
-            np.concatenate(self._known)[None],
-        )
+        known = np.concatenate(self._known)[None]
+        networks, graph = self._networks, f"{self._name}.{phase}"
+        self._colours = Colours(networks, networks.computed, graph, self._x, centre, 8 * 8, 8 * spread, known)
 
     def predict(self) -> Integers:
         """int32 [3, h, w] for the next colour: mean in eighths, scale index, shape."""
@@ -377,21 +413,25 @@ class LevelState:
 
     def see(self, x: Bytes) -> None:
         """The colour's samples [h, w]."""
-        done = self._colours
+        done, c = self._colours, self._networks.config
         done.see(x)
         if done.colour < 3:
             return
         picture = done.x[[CHANNEL_ORDER.index(c) for c in range(3)]]
-        graph = f"{self._name}.{PHASES[len(self._known) - 1]}.update"
-        if graph in self._networks.initializers:
-            coarse = (4 * picture.astype(np.int16) - self._mean).clip(-GIVEN_MAX, GIVEN_MAX)
-            self._layer(graph, with_rows(np.concatenate([coarse, done.normal])))
+        more = len(self._known) < len(PHASES)
+        graph = f"updates.{PHASES[len(self._known) - 1]}"
+        if f"{self._name}.{graph}" in self._networks.initializers:
+            difference = 4 * picture.astype(np.int16) - self._mean
+            place(self._x, c.width, *coarse(difference, c.kind), *signs(done.normal, c.kind))
+            self._layer(graph, c.beside if more else 0)
         self._known.append(padded(picture))
-        self._begin()
+        if more:
+            self._begin()
 
-    def features(self) -> Floats:
+    def features(self) -> Array:
         """What the next finer level takes, [F, 2 h, 2 w]."""
-        graph = f"{self._name}.features"
-        parts = self._networks.each(lambda k: self._networks.run(graph, {"h": self._stripes[k]})[0], len(self._stripes))
-        features: Floats = np.concatenate(parts, 2)[0]
-        return features
+        x = self._x[:, 1:-1]
+        (y,) = self._networks.computed(f"{self._name}.features", {"x": x})
+        rows, columns = x.shape[1:3]
+        shuffled: Array = y.reshape(rows, columns, -1, 2, 2).transpose(0, 3, 1, 4, 2)
+        return shuffled.reshape(2 * rows, 2 * columns, -1).transpose(2, 0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +16,24 @@ from .layers import (
     HIDDEN_MAX,
     LEVEL_UNIT,
     MEAN_UNIT,
+    OF_BYTE,
+    OF_COARSE,
+    OF_SIGNS,
     SCALES,
     SHAPES,
     Config,
     act,
+    byte,
+    byte_conv,
     coarse,
+    coarse_bytes,
     conv,
     joined,
     last,
     logarithm,
     normalised,
     pixel_bits,
+    signs,
 )
 
 MEAN_REACH, NEAREST_REACH = 1, 1
@@ -41,6 +48,8 @@ class Head(nn.Module):
     differences from green. ``known``: phases whose pixels are known;
     ``span``: how many grey levels a correction of 1 means.
     """
+
+    in_bytes = False
 
     def __init__(self, c: Config, channels: int, known: int, span: float) -> None:
         super().__init__()
@@ -59,20 +68,39 @@ class Head(nn.Module):
                 linear=True,
             )
             self.base.weight.data.mul_(0.3)
+        self.build_hidden(c, channels, known)
+        self.out = nn.ModuleList(
+            last(c.hidden, 3 + self.filters + k, zero=True, in_bytes=self.in_bytes) for k in range(3)
+        )
+
+    def build_hidden(self, c: Config, channels: int, known: int) -> None:
         given = HIDDEN_MAX + 1  # and what is added to it can change nothing beyond twice that
-        self.hidden = conv(channels + 3 * (known > 0), 3 * c.hidden, low=-2 * given, high=2 * given)
+        self.hidden: Any = conv(channels + 3 * (known > 0), 3 * c.hidden, low=-2 * given, high=2 * given)
         self.given = nn.ModuleList(conv(3 * k, c.hidden, low=-given, high=given) for k in (1, 2))
-        self.out = nn.ModuleList(last(c.hidden, 3 + self.filters + k, zero=True) for k in range(3))
 
-    def enter(self, h: Tensor, spread: Tensor | None, colour: int | None = None) -> Tensor:
-        """Hidden activations before what earlier colours say, of one colour [B, K, h, w] or of all [B, 3 K, h, w].
-
-        h [B, width, h, w]: the state; spread: see ``Start``.
-        """
+    def enter(self, h: Tensor, spread: Tensor | None, colour: int | None = None) -> list[Tensor]:
+        """What ``activations`` takes of the state h [B, width, h, w], for one colour or for all. spread: see
+        ``Start``."""
         inputs = h if spread is None else joined(h, spread)
         rows = torch.arange(len(self.hidden.weight), device=h.device)
-        hidden: Tensor = self.hidden(inputs, rows=None if colour is None else rows.chunk(3)[colour])
-        return hidden
+        if colour is not None:
+            return [self.hidden(inputs, rows=rows.chunk(3)[colour])]
+        return list(self.hidden(inputs).chunk(3, 1))
+
+    def activations(self, k: int, entered: Tensor, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Hidden activations of the k-th colour [B, K, h, w]. See ``enter`` and ``colour``."""
+        if not k:
+            return act(entered)
+        inputs = torch.stack(
+            [part for r, e in seen for part in (coarse(r, self.exact), e, logarithm(r, self.exact))], 1
+        )
+        return act(entered + self.given[k - 1](inputs.to(entered.dtype)))
+
+    @property
+    def exact(self) -> bool:
+        layer = self.out[0]
+        assert isinstance(layer, ExactConv)
+        return layer.exact
 
     @property
     def reach(self) -> int:
@@ -92,18 +120,15 @@ class Head(nn.Module):
         return x
 
     def colour(
-        self, k: int, hidden: Tensor, linear: Tensor | None, centre: Tensor, seen: list[tuple[Tensor, Tensor]]
+        self, k: int, entered: Tensor, linear: Tensor | None, centre: Tensor, seen: list[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, scale index and shape [B, h, w] of the k-th colour.
 
-        hidden [B, K, h, w] of ``enter``; centre [B, h, w]; seen: for each earlier colour its
+        entered: of ``enter``; centre [B, h, w]; seen: for each earlier colour its
         residual in grey levels and the residual in scales (``normalised``).
         """
-        exact, h = self.hidden.exact, hidden
-        if k:
-            inputs = torch.stack([part for r, e in seen for part in (coarse(r, exact), e, logarithm(r, exact))], 1)
-            h = h + self.given[k - 1](inputs.to(h.dtype))
-        out = F.hardtanh(self.out[k](act(h)).float(), -16, 16)
+        exact = self.exact
+        out = F.hardtanh(self.out[k](self.activations(k, entered, seen)).float(), -16, 16)
         mean = centre + out[:, 0] * self.span
         # The factors set how far a training step moves each: many filters add up, so a gate must move little.
         gates = requantise(out[:, 3 : 3 + self.filters] / 8, GATE_UNIT, -2, 2, exact)
@@ -116,6 +141,29 @@ class Head(nn.Module):
         index = requantise(keep_in(16 + 4 * out[:, 1], 0, SCALES - 1), 1.0, 0, SCALES - 1, exact)
         shape = requantise(keep_in(1 + 2 * out[:, 2], 0, SHAPES - 1), 1.0, 0, SHAPES - 1, exact)
         return requantise(mean, MEAN_UNIT, 0, 255, exact), index, shape
+
+
+class ByteHead(Head):
+    """A head whose hidden activations are bytes, each colour's of one layer."""
+
+    in_bytes = True
+
+    def build_hidden(self, c: Config, channels: int, known: int) -> None:
+        spread, given = (3 * (known > 0), OF_BYTE), ((1, OF_COARSE), (1, OF_SIGNS), (1, OF_BYTE))
+        self.given = nn.ModuleList()
+        self.hidden = nn.ModuleList(byte_conv(channels, c.hidden, 1, spread, *given * k) for k in range(3))
+
+    def enter(self, h: Tensor, spread: Tensor | None, colour: int | None = None) -> list[Tensor]:
+        inputs = h if spread is None else joined(h, byte(spread))
+        return [inputs] * (3 if colour is None else 1)
+
+    def activations(self, k: int, entered: Tensor, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+        given = []
+        for r, e in seen:
+            r, e = r[:, None], e[:, None]
+            given += [coarse_bytes(coarse(r, self.exact), self.exact), signs(e), byte(logarithm(r, self.exact))]
+        hidden: Tensor = self.hidden[k](joined(entered, *given) if given else entered)
+        return hidden
 
 
 class Phase(NamedTuple):
@@ -143,12 +191,12 @@ def predict(head: Head, h: Tensor, start: Start, x: Tensor) -> tuple[Phase, Tens
     good the prediction was [B, 3, h, w]."""
     seen: list[tuple[Tensor, Tensor]] = []
     parts = []
-    hidden = head.enter(h, start.spread).chunk(3, 1)
+    entered = head.enter(h, start.spread)
     for k, c in enumerate(CHANNEL_ORDER):
         centre = start.centre[:, c] + x[:, 1] if k and start.linear is not None else start.centre[:, c]
-        mean, index, shape = head.colour(k, hidden[k], start.linear, centre, seen)
+        mean, index, shape = head.colour(k, entered[k], start.linear, centre, seen)
         residual = x[:, c] - mean
-        seen.append((residual, normalised(residual, index, head.hidden.exact)))
+        seen.append((residual, normalised(residual, index, head.exact)))
         parts.append((residual, index, shape))
     phase = Phase(*(torch.stack(part, 1) for part in zip(*parts, strict=True)))
     return phase, torch.stack([e for _, e in seen], 1)

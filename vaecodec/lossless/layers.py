@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..exact import ExactConv, keep_in, requantise, snap
+from ..exact import WEIGHT_MAX_8, ExactConv, keep_in, requantise, snap
 from .numbers import (
+    BYTE_MAX as BYTE_MAX,
+    BYTE_UNIT as BYTE_UNIT,
     CENTRE as CENTRE,
     CHANNEL_ORDER as CHANNEL_ORDER,
     FRACTIONS as FRACTIONS,
@@ -51,20 +53,58 @@ def conv(
     return layer
 
 
-def last(c_in: int, c_out: int, kernel: int = 1, *, zero: bool = False) -> ExactConv:
+def last(c_in: int, c_out: int, kernel: int = 1, *, zero: bool = False, in_bytes: bool = False) -> ExactConv:
     """A layer from activations to numbers, -64 to 64, on a finer grid."""
     return ExactConv(
         c_in,
         c_out,
         kernel,
-        in_unit=UNIT,
-        in_max=HIDDEN_MAX + 1,
+        in_unit=BYTE_UNIT if in_bytes else UNIT,
+        in_max=BYTE_MAX if in_bytes else HIDDEN_MAX + 1,
         out_unit=OUT_UNIT,
         low=-OUT_MAX,
         high=OUT_MAX,
         wide=True,
         zero=zero,
     )
+
+
+OF_COARSE, OF_SIGNS, OF_BYTE = [BYTE_UNIT, BYTE_UNIT, UNIT], [UNIT, UNIT], [UNIT]
+"""Units of the bytes that ``coarse_bytes``, ``signs`` and ``byte`` make of each number."""
+
+
+def byte_conv(c_in: int, c_out: int, kernel: int, *more: tuple[int, list[float]]) -> ExactConv:
+    """A layer of 8 bits, from activations and ``more`` to activations, all of them bytes. more: how many numbers, and
+    the units of the bytes of each."""
+    units = [BYTE_UNIT] * c_in + [unit for count, each in more for unit in each for _ in range(count)]
+    return ExactConv(
+        len(units),
+        c_out,
+        kernel,
+        in_unit=units,
+        in_max=BYTE_MAX,
+        out_unit=BYTE_UNIT,
+        low=0,
+        high=BYTE_MAX,
+        weight_max=WEIGHT_MAX_8,
+    )
+
+
+def byte(x: Tensor) -> Tensor:
+    """Activations that are not negative, in steps of UNIT, as bytes of these."""
+    return F.hardtanh(x, 0, BYTE_MAX * UNIT)
+
+
+def signs(x: Tensor) -> Tensor:
+    """Of activations in steps of UNIT [B, C, h, w] what is above and what is below 0, two bytes [B, 2 C, h, w]."""
+    return torch.cat([byte(x), byte(-x)], 1)
+
+
+def coarse_bytes(x: Tensor, exact: bool) -> Tensor:
+    """Of activations in steps of UNIT, x = BYTE_UNIT q + UNIT r, three bytes: q above and below 0, and r, 0 or 1."""
+    q = x + ((x.detach() / BYTE_UNIT).floor() * BYTE_UNIT - x.detach()) if exact else x
+    sides = [F.hardtanh(side, 0, BYTE_MAX * BYTE_UNIT) for side in (q, -q)]
+    return torch.cat([*sides, (x - q).detach()], 1)
 
 
 def joined(h: Tensor, *more: Tensor) -> Tensor:
@@ -82,6 +122,21 @@ class Residual(nn.Module):
     def forward(self, h: Tensor, *more: Tensor) -> Tensor:
         x = joined(h, *more) if more else h
         return act(h + self.conv(x))
+
+
+class Plain(nn.Module):
+    """3x3(h and more) of bytes; begins near the identity."""
+
+    def __init__(self, channels: int, *more: tuple[int, list[float]]) -> None:
+        super().__init__()
+        self.conv = byte_conv(channels, channels, 3, *more)
+        with torch.no_grad():
+            self.conv.weight.mul_(0.3)
+            self.conv.weight.view(self.conv.shape)[:, :channels, 1, 1] += torch.eye(channels)
+
+    def forward(self, h: Tensor, *more: Tensor) -> Tensor:
+        out: Tensor = self.conv(joined(h, *more) if more else h)
+        return out
 
 
 def scale_of(index: Tensor) -> Tensor:

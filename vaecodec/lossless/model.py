@@ -32,18 +32,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..exact import ExactConv, reach_of, requantise
-from .heads import MEAN_REACH, Head, Phase, Start, local_mean, nearest, predict, split
+from .heads import MEAN_REACH, ByteHead, Head, Phase, Start, local_mean, nearest, predict, split
 from .layers import (
     CENTRE,
     HIDDEN_MAX,
     LATENT_MAX,
     LATENT_UNIT,
+    OF_COARSE,
+    OF_SIGNS,
     PHASES,
     UNIT,
     Config,
+    Plain,
     Residual,
     act,
+    byte_conv,
     coarse,
+    coarse_bytes,
     conv,
     joined,
     last,
@@ -51,6 +56,7 @@ from .layers import (
     linear_conv,
     logarithm,
     on_grids,
+    signs,
 )
 
 
@@ -59,12 +65,20 @@ class Level(nn.Module):
 
     def __init__(self, c: Config, blocks: int, features_in: int, features_out: int) -> None:
         super().__init__()
-        self.entry = conv(9 + features_in, c.width, 3)
-        self.blocks = nn.ModuleList(Residual(c.width) for _ in range(blocks))
-        self.heads = nn.ModuleDict({p: Head(c, c.width, known, 8.0) for known, p in enumerate(PHASES, 1)})
+        self.in_bytes, self.takes = c.in_bytes, features_in
         updated = PHASES if features_out else PHASES[:-1]
-        self.updates = nn.ModuleDict({p: Residual(c.width, 6) for p in updated})
-        self.up = conv(c.width, 4 * features_out) if features_out else None
+        if c.in_bytes:
+            self.entry = byte_conv(features_in, c.width, 3, (9, OF_COARSE))
+            self.blocks = nn.ModuleList(Plain(c.width) for _ in range(blocks))
+            self.updates = nn.ModuleDict({p: Plain(c.width, (3, OF_COARSE), (3, OF_SIGNS)) for p in updated})
+        else:
+            self.entry = conv(9 + features_in, c.width, 3)
+            self.blocks = nn.ModuleList(Residual(c.width) for _ in range(blocks))
+            self.updates = nn.ModuleDict({p: Residual(c.width, 6) for p in updated})
+        head = ByteHead if c.in_bytes else Head
+        self.heads = nn.ModuleDict({p: head(c, c.width, known, 8.0) for known, p in enumerate(PHASES, 1)})
+        up = byte_conv if c.in_bytes else conv
+        self.up = up(c.width, 4 * features_out, 1) if features_out else None
 
     def head(self, phase: str) -> Head:
         head = self.heads[phase]
@@ -81,7 +95,11 @@ class Level(nn.Module):
         exact = self.entry.exact
         mean = local_mean(a)
         bands = [coarse(a - mean, exact), coarse(mean - CENTRE, exact), coarse(2 * (mean - local_mean(mean)), exact)]
-        h: Tensor = self.entry(joined(*bands, *([features] if features is not None else [])))
+        if self.in_bytes:
+            bands = [*([features] if features is not None else []), coarse_bytes(torch.cat(bands, 1), exact)]
+        elif features is not None:
+            bands.append(features)
+        h: Tensor = self.entry(joined(*bands))
         for block in self.blocks:
             h = block(h)
         return h, mean
@@ -93,7 +111,10 @@ class Level(nn.Module):
 
     def update(self, phase: str, h: Tensor, difference: Tensor, normal: Tensor) -> Tensor:
         """The state after a phase: its pixels as differences from the local mean, and its normalised residuals."""
-        updated: Tensor = self.updates[phase](h, coarse(difference, self.entry.exact), normal)
+        difference = coarse(difference, self.entry.exact)
+        if self.in_bytes:
+            difference, normal = coarse_bytes(difference, self.entry.exact), signs(normal)
+        updated: Tensor = self.updates[phase](h, difference, normal)
         return updated
 
     def features(self, h: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ def colour(
     head: Head, k: int, h: Tensor, linear: Tensor | None, spread: Tensor | None, centre: Tensor, *seen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``Head.colour`` from the state on, so that nothing between the two is kept for more than a stripe."""
-    return head.colour(k, head.enter(h, spread, k), linear, centre, list(zip(seen[::2], seen[1::2], strict=True)))
+    return head.colour(k, head.enter(h, spread, k)[0], linear, centre, list(zip(seen[::2], seen[1::2], strict=True)))
 
 
 class LevelState:

@@ -11,24 +11,17 @@ from numpy.typing import NDArray
 from ..engine_onnx import Answer, Array, Floats, Integers, Sessions, at
 from ..weights import Stored, WeightsError, scrambled_array as scrambled, tables_of
 from .numbers import GAIN_BITS, KNOWN_INPUTS, STEPS, Config, Steps, stream_of
+from .tile import quantised
 
 KERNELS = {
-    "8-bit integers": ("synthesis", False),
-    "8-bit integers, without saturation": ("synthesis", True),
-    "float32": ("synthesis.float", False),
+    "8-bit integers": ("", False),
+    "8-bit integers, without saturation": ("", True),
+    "float32": (".float", False),
 }
-"""Ways to run the synthesis transform, the fastest first: graph, and whether x86 kernels are to be those that do not
+"""Ways to run layers of 8 bits, the fastest first: which graphs, and whether x86 kernels are to be those that do not
 add pairs of products in 16 bits."""
 
 SEEN = ".seen"
-
-
-def with_masks(graph: str, inputs: dict[str, Array], seen: Floats | None) -> tuple[str, dict[str, Array]]:
-    """The graph, or where something is not seen the one that masks it, and its inputs."""
-    if seen is None:
-        return graph, inputs
-    fine = seen.repeat(2, 0).repeat(2, 1)
-    return graph + SEEN, inputs | {"seen": seen[None, None], "seen_fine": fine[None, None]}
 
 
 class LossyNetworks(Sessions):
@@ -48,6 +41,9 @@ class LossyNetworks(Sessions):
                 return
         raise WeightsError(f"{self.path.name} fails its self-test in ONNX Runtime {onnxruntime.__version__}")
 
+    def quantised(self, residual: Floats, ids: Integers) -> Integers:
+        return quantised(self.tables, residual, ids)
+
     def analyse(self, x: Floats, quality: int, seen: Floats | None = None) -> Floats:
         """g_a: x [3, H, W] in 0..255, H and W multiples of 16, to y [M, H / 16, W / 16] in steps of the quantiser.
 
@@ -55,45 +51,42 @@ class LossyNetworks(Sessions):
         """
         inverse = at(self.tensors["decoder.inverse"], quality).astype(np.float32) * np.float32(2.0**-GAIN_BITS)
         gain = np.exp(at(self.tensors["encoder.log_ratio"], quality)) / inverse
-        inputs = {
-            "x": x[None],
-            "gain": gain[:, :, None, None],
-            **self.knots("analysis" + SEEN * (seen is not None), quality),
-        }
-        y: Floats = self.run(*with_masks("analysis", inputs, seen))[0][0]
+        y: Floats = self.in_8_bits("analysis", {"x": x[None], "gain": gain[:, :, None, None]}, quality, seen)[0]
         return y
 
     def hyper_analyse(self, y: Floats, quality: int) -> Floats:
         """h_a: y [M, h, w] in steps of the quantiser, h and w multiples of 4, to z [C_z, h / 4, w / 4]."""
-        z: Floats = self.run("hyper_analysis", {"y": y[None], **self.knots("hyper_analysis", quality)})[0][0]
+        z: Floats = self.run("hyper_analysis", {"y": y[None]}, quality)[0][0]
         return z
 
     def features(self, z: Integers, quality: int) -> Floats:
         """h_s: z_hat [C_z, h, w] in steps of 1/16 to the features [hyper, 4 h, 4 w] that ``context`` takes."""
-        inputs = {"z": z[None], **self.knots("hyper_synthesis", quality)}
-        features: Floats = self.run("hyper_synthesis", inputs)[0][0]
+        features: Floats = self.run("hyper_synthesis", {"z": z[None]}, quality)[0][0]
         return features
 
     def context(self, step: int, features: Floats, y_hat: Integers, quality: int) -> tuple[Integers, Integers]:
         """One context step: features [hyper, h, w] and y_hat [M, h, w] in steps of 2**-unit_bits to means, in the same
         steps, and table indices, [M / 4, h, w] both."""
-        graph = f"context.{step}"
-        inputs = {"features": features[None], "y_hat": y_hat[None], **self.knots(graph, quality)}
-        mean, index = self.run(graph, inputs)
+        mean, index = self.run(f"context.{step}", {"features": features[None], "y_hat": y_hat[None]}, quality)
         return mean[0], index[0]
 
     def synthesise(self, stream: Steps, quality: int, seen: Floats | None = None) -> Integers:
         """g_s: stream [M, h, w] in steps of 1/128 to x_hat [3, 16 h, 16 w] in sixteenths of a grey level, not clamped
         to its range. seen: see ``analyse``."""
-        graph, careful = KERNELS[self.kernel]
-        inputs: dict[str, Array] = {"stream": stream[None]}
-        masked, inputs = with_masks(graph, inputs, seen)
-        x_hat: Integers
-        if graph == "synthesis":
-            (x_hat,) = self.run(masked, inputs, quality=quality, careful=careful)[0]
-        else:
-            (x_hat,) = self.run(masked, inputs | self.knots(masked, quality))[0]
+        x_hat: Integers = self.in_8_bits("synthesis", {"stream": stream[None]}, quality, seen)[0]
         return x_hat
+
+    def in_8_bits(self, graph: str, inputs: dict[str, Array], quality: int, seen: Floats | None) -> Array:
+        """The output of a graph that may have layers of 8 bits, by the kernel for them; or where something is not seen
+        that of the graph that masks it."""
+        which, careful = KERNELS[self.kernel]
+        if seen is not None:
+            which += SEEN
+            inputs = inputs | {"seen": seen[None, None], "seen_fine": seen.repeat(2, 0).repeat(2, 1)[None, None]}
+        # Analysis in floating point has had no graph for each kernel.
+        name = graph + which if f"graph.{graph}{which}" in self.tensors else graph + which.removeprefix(".float")
+        output: Array = self.run(name, inputs, quality, careful)[0]
+        return output
 
     def gains(self, quality: int) -> NDArray[np.int64]:
         """Of g_s's input, int64 [M] in steps of 2**-GAIN_BITS."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-from onnx import TensorProto
-from torch import Tensor
+from collections.abc import Callable
 
-from ..exact import Conv
-from ..graphs import INT, Graph, column, exact, finished, has_knots
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+from torch import Tensor, nn
+
+from ..exact import Conv, ExactConv
+from ..graphs import INT, Graph, exact, finished, has_knots
 from .layers import (
     CONTEXT_MAX,
     HIDDEN_MAX,
@@ -30,13 +33,15 @@ from .model import Context, LossyModel
 def graphs_of(model: LossyModel, tensors: dict[str, Tensor]) -> dict[str, Graph]:
     """The graphs of the lossy networks by name. ``tensors``: those of the weights file, by name."""
     graphs = {
-        "analysis": analysis(model, Graph(tensors)),
+        "analysis": analysis(model, Graph(tensors), integer=True),
+        "analysis.float": analysis(model, Graph(tensors), integer=False),
         "hyper_analysis": hyper_analysis(model, Graph(tensors)),
         "hyper_synthesis": hyper_synthesis(model, Graph(tensors)),
         "synthesis": synthesis(model, Graph(tensors), integer=True),
         "synthesis.float": synthesis(model, Graph(tensors), integer=False),
         # Of pictures of which some tiles are coded without networks.
-        "analysis.seen": analysis(model, Graph(tensors), masked=True),
+        "analysis.seen": analysis(model, Graph(tensors), integer=True, masked=True),
+        "analysis.float.seen": analysis(model, Graph(tensors), integer=False, masked=True),
         "synthesis.seen": synthesis(model, Graph(tensors), integer=True, masked=True),
         "synthesis.float.seen": synthesis(model, Graph(tensors), integer=False, masked=True),
     }
@@ -63,27 +68,31 @@ def of_seen(g: Graph, x: str, seen: str) -> str:
     return g.add("Mul", x, seen) if seen else x
 
 
-def analysis(model: LossyModel, g: Graph, masked: bool = False) -> Graph:
-    """x float32 [1, 3, 16 h, 16 w], 0..255, and ``gain`` [1, M, 1, 1] to y [1, M, h, w] in steps of the quantiser."""
+def analysis(model: LossyModel, g: Graph, integer: bool, masked: bool = False) -> Graph:
+    """x float32 [1, 3, 16 h, 16 w], 0..255, and ``gain`` [1, M, 1, 1] to y [1, M, h, w] in steps of the quantiser.
+
+    integer: see ``synthesis``, of those blocks that are in 8 bits.
+    """
     seen, seen_fine = masks(g, masked)
     g_a, limit = model.g_a, STREAM_MAX * STREAM_UNIT
     x = g.input("x", 1, 3, "H", "W")
     x = g.add("Mul", g.add("Sub", x, np.float32(128)), np.float32(1 / PIXEL_SCALE))
     x = g.add("SpaceToDepth", x, blocksize=8)
 
-    def block(x: str, name: str, part: Block) -> str:
+    def block(x: str, name: str, part: nn.Module) -> str:
+        if isinstance(part, ExactBlock):
+            return channels_first(g, block_of(integer)(g, channels_last(g, x), name, part, 1.0))
+        assert isinstance(part, Block)
         h = g.clip(floating(g, x, f"{name}.conv_3", part.conv_3), 0, HIDDEN_MAX * UNIT)
         h = g.clip(floating(g, h, f"{name}.conv_1", part.conv_1), -limit, limit)
         return g.clip(g.add("Add", x, h), -limit, limit)
 
     x = g.clip(floating(g, x, "encoder.g_a.stem", g_a.stem, unshuffled=8), -limit, limit)
     for k, part in enumerate(g_a.fine):
-        assert isinstance(part, Block)
         x = block(of_seen(g, x, seen_fine), f"encoder.g_a.fine.{k}", part)
     x = g.add("SpaceToDepth", x, blocksize=2)
     x = g.clip(floating(g, x, "encoder.g_a.down", g_a.down, unshuffled=2), -limit, limit)
     for k, part in enumerate(g_a.coarse):
-        assert isinstance(part, Block)
         x = block(of_seen(g, x, seen), f"encoder.g_a.coarse.{k}", part)
     y = g.add("Mul", x, g.input("gain", 1, model.config.latent, 1, 1))
     g.output(y, "y", 1, model.config.latent, "h", "w")
@@ -166,20 +175,23 @@ def context(model: LossyModel, step: int, g: Graph) -> Graph:
 def synthesis(model: LossyModel, g: Graph, integer: bool, masked: bool = False) -> Graph:
     """stream int16 [1, M, h, w] in steps of STREAM_UNIT to x_hat int32 [1, 3, 16 h, 16 w] in sixteenths of a level.
 
-    integer: blocks as QLinearConv, else the same integers in float32.
+    integer: blocks as QLinearConv, else the same integers in float32. Channels come last in between: integer kernels
+    want them so, and shuffles then move whole rows of them.
     """
     g_s, c = model.g_s, model.config
-    block = integer_block if integer else float_block
-    seen, seen_fine = masks(g, masked)
-    x = g.real(g.input("stream", 1, c.latent, "h", "w", kind=TensorProto.INT16))
+    block = block_of(integer)
+    seen, seen_fine = (channels_last(g, mask) if mask else "" for mask in masks(g, masked))
+    x = g.input("stream", 1, c.latent, "h", "w", kind=TensorProto.INT16)
+    h, w = g.size(x, 2), g.size(x, 3)
+    x = channels_last(g, g.real(x))
     for k, part in enumerate(g_s.coarse):
         assert isinstance(part, ExactBlock)
-        x = block(g, of_seen(g, x, seen), f"decoder.g_s.coarse.{k}", part)
-    x = g.shuffled(exact(g, x, "decoder.g_s.up", g_s.up), 2)
+        x = block(g, of_seen(g, x, seen), f"decoder.g_s.coarse.{k}", part, STREAM_UNIT)
+    x = grown(g, x, "decoder.g_s.up", g_s.up, h, w)
     for k, part in enumerate(g_s.fine):
         assert isinstance(part, ExactBlock)
-        x = block(g, of_seen(g, x, seen_fine), f"decoder.g_s.fine.{k}", part)
-    x = exact(g, x, "decoder.g_s.head", g_s.head)
+        x = block(g, of_seen(g, x, seen_fine), f"decoder.g_s.fine.{k}", part, STREAM_UNIT)
+    x = exact(g, channels_first(g, x), "decoder.g_s.head", g_s.head)
     to_sixteenths = PIXEL_UNIT * PIXEL_SCALE * 16
     x = x if to_sixteenths == 1 else g.add("Mul", x, np.float32(to_sixteenths))
     x = g.shuffled(g.add("Add", x, np.float32(128 * 16)), 8)
@@ -187,20 +199,26 @@ def synthesis(model: LossyModel, g: Graph, integer: bool, masked: bool = False) 
     return g
 
 
-def float_block(g: Graph, x: str, name: str, part: ExactBlock) -> str:
-    h = g.add("Mul", x, STREAM_UNIT / column(part.conv_3.in_units))
-    h = g.clip(g.add("Round", h), -128, 127)
+def block_of(integer: bool) -> Callable[[Graph, str, str, ExactBlock, float], str]:
+    """A block of x [1, h, w, C], in steps of a unit."""
+    return integer_block if integer else float_block
+
+
+def float_block(g: Graph, x: str, name: str, part: ExactBlock, unit: float) -> str:
+    h = g.add("Mul", x, unit / by_last(part.conv_3.in_units))
+    h = channels_first(g, g.clip(g.add("Round", h), -128, 127))
     h = exact(g, h, f"{name}.conv_3", part.conv_3)
     h = exact(g, h, f"{name}.conv_1", part.conv_1)
-    h = g.add("Mul", h, column(part.conv_1.out_units) / STREAM_UNIT)
-    return g.clip(g.add("Add", x, h), -STREAM_MAX, STREAM_MAX)
+    h = g.add("Mul", channels_last(g, h), by_last(part.conv_1.out_units) / unit)
+    limit = STREAM_MAX * STREAM_UNIT / unit
+    return g.clip(g.add("Add", x, h), -limit, limit)
 
 
-def integer_block(g: Graph, x: str, name: str, part: ExactBlock) -> str:
+def integer_block(g: Graph, x: str, name: str, part: ExactBlock, unit: float) -> str:
     """Zero points of 128 make unsigned bytes of -128..127, which all kernels take."""
     one, zeros = np.float32(1), [np.uint8(128), np.uint8(0), np.uint8(128)]
-    units = STREAM_UNIT / column(part.conv_3.in_units)
-    h = g.add("QuantizeLinear", g.add("Mul", x, units), one, zeros[0])
+    h = g.add("Mul", x, unit / by_last(part.conv_3.in_units))
+    h = channels_first(g, g.add("QuantizeLinear", h, one, zeros[0]))
     for layer, before, after in zip(("conv_3", "conv_1"), zeros, zeros[1:], strict=False):
         conv = getattr(part, layer)
         weight = g.shaped(g.stored(f"{name}.{layer}.weight"), *conv.shape)
@@ -208,6 +226,35 @@ def integer_block(g: Graph, x: str, name: str, part: ExactBlock) -> str:
         scale, zero = g.stored(f"{name}.{layer}.scale"), np.zeros(conv.shape[0], np.int8)
         pads = [conv.shape[2] // 2] * 4
         h = g.add("QLinearConv", h, one, before, weight, scale, zero, one, after, bias, pads=pads)
-    h = g.add("DequantizeLinear", h, one, zeros[2])
-    h = g.add("Mul", h, column(part.conv_1.out_units) / STREAM_UNIT)
-    return g.clip(g.add("Add", x, h), -STREAM_MAX, STREAM_MAX)
+    h = g.add("DequantizeLinear", channels_last(g, h), one, zeros[2])
+    h = g.add("Mul", h, by_last(part.conv_1.out_units) / unit)
+    limit = STREAM_MAX * STREAM_UNIT / unit
+    return g.clip(g.add("Add", x, h), -limit, limit)
+
+
+def grown(g: Graph, x: str, name: str, conv: ExactConv, h: str, w: str) -> str:
+    """An exact 1x1 layer of x [1, h, w, in], and torch's pixel_shuffle of what it gives: [1, 2 h, 2 w, out / 4]."""
+    channels = conv.shape[0] // 4
+    # Of a position its 2 x 2 places, and of each of them its channels.
+    order = np.arange(4 * channels).reshape(channels, 2, 2).transpose(1, 2, 0).ravel()
+    weight, bias, scale = (
+        g.add("Gather", part, order, axis=0)
+        for part in (g.real(g.stored(f"{name}.weight")), g.row(f"{name}.bias"), g.stored(f"{name}.scale"))
+    )
+    sums = g.add("Conv", channels_first(g, x), g.shaped(weight, *conv.shape), bias)
+    x = g.resized(finished(g, channels_last(g, sums), scale, conv, True), h, w, 2, 2, channels)
+    h, w = (g.add("Mul", side, np.array([2])) for side in (h, w))
+    return g.resized(g.add("Transpose", x, perm=[0, 2, 1, 3, 4]), 1, h, w, channels)
+
+
+def channels_last(g: Graph, x: str) -> str:
+    return g.add("Transpose", x, perm=[0, 2, 3, 1])
+
+
+def channels_first(g: Graph, x: str) -> str:
+    return g.add("Transpose", x, perm=[0, 3, 1, 2])
+
+
+def by_last(values: Tensor) -> NDArray[np.float32]:
+    """Values of channels, to go with [1, h, w, C]."""
+    return values.detach().float().numpy()

@@ -104,6 +104,14 @@ class ExactBlock(nn.Module):
         return bounded(x + self.conv_1(self.conv_3(h, quality)))
 
 
+def in_8_bits(block: Block) -> ExactBlock:
+    """The same block, to be calibrated and rounded."""
+    inner, channels = block.conv_3.shape[:2]
+    made = ExactBlock(channels, inner, len(block.conv_3.bias))
+    made.load_state_dict(block.state_dict(), strict=False)
+    return made
+
+
 def conv_8(
     c_in: int, c_out: int, kernel: int = 1, *, in_max: int, low: int, high: int, knots: int = 1, zero: bool = False
 ) -> ExactConv:

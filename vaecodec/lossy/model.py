@@ -243,9 +243,16 @@ class LossyModel(nn.Module):
 
     def decoder_convs(self) -> dict[str, ExactConv]:
         """The exact layers by name, in a fixed order."""
+        return self.exact_convs("h_s", "context", "g_s")
+
+    def encoder_convs(self) -> dict[str, ExactConv]:
+        """The layers of g_a that are in 8 bits, if any."""
+        return self.exact_convs("g_a")
+
+    def exact_convs(self, *parts: str) -> dict[str, ExactConv]:
         return {
             name: m
-            for part in ("h_s", "context", "g_s")
+            for part in parts
             for name, m in getattr(self, part).named_modules(prefix=part)
             if isinstance(m, ExactConv)
         }

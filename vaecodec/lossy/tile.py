@@ -43,6 +43,8 @@ class Networks(Protocol):
     """The lossy networks, whatever runs them: those of ``weights`` by torch, those of ``engine`` by ONNX Runtime.
 
     Arrays are [channels, rows, columns]; quality is in hundredths; y_hat and means are in steps of ``config.unit``.
+    Symbols that come from ``put`` and ``context``, and go to ``features``, ``context`` and ``stack``, are tensors where
+    the coder runs on a GPU.
     """
 
     tables: Tables
@@ -54,6 +56,18 @@ class Networks(Protocol):
     @property
     def margin(self) -> int:
         """How many latents around a tile analysis and synthesis see."""
+
+    def stack(self, data: bytes | memoryview | None = None, lanes: int | None = 1) -> AnsStack:
+        """A stack for this engine's symbols."""
+
+    def put(self, x: NDArray[Any]) -> Any:
+        """An array where the coder runs."""
+
+    def get(self, x: Any) -> NDArray[Any]:
+        """The inverse of ``put``."""
+
+    def quantised(self, residual: Any, ids: Symbols) -> Symbols:
+        """See ``tile.quantised``."""
 
     def gains(self, quality: int) -> NDArray[np.int64]:
         """Of g_s's input, int64 [M], see ``numbers.stream_of``."""
@@ -84,14 +98,15 @@ class Networks(Protocol):
 class Walk:
     """The latents y_hat int32 [M, rows, columns] on their way, one step after the other; 0 where they are not known."""
 
-    def __init__(self, config: Config, rows: int, columns: int) -> None:
-        self.y_hat = np.zeros((config.latent, rows, columns), np.int32)
+    def __init__(self, networks: Networks, rows: int, columns: int) -> None:
+        config = networks.config
+        self.y_hat: Symbols = networks.put(np.zeros((config.latent, rows, columns), np.int32))
         self.unit = config.unit
-        self.mean = np.zeros((config.latent // STEPS, rows, columns), np.int32)
+        self.mean: Symbols = networks.put(np.zeros((config.latent // STEPS, rows, columns), np.int32))
 
     def quarter(self, y: NDArray[Any], step: int) -> NDArray[Any]:
         """Of y [M, rows, columns] the quarter of the channels that a step decodes at each position: a copy."""
-        picked = np.empty((len(y) // STEPS, *y.shape[1:]), y.dtype)
+        picked = y[: len(y) // STEPS] + 0
         for parity in range(STEPS):
             place = (..., slice(parity // 2, None, 2), slice(parity % 2, None, 2))
             picked[place] = y.reshape(STEPS, -1, *y.shape[1:])[STEP_ORDER[step] ^ parity][place]
@@ -106,7 +121,7 @@ class Walk:
 
     def left(self, y: Floats, step: int) -> Floats:
         """Of latents y, in steps of the quantiser, those of a step, less their means."""
-        left: Floats = self.quarter(y, step) - self.mean * np.float32(self.unit)
+        left: Floats = self.quarter(y, step) - self.mean * self.unit
         return left
 
 
@@ -118,26 +133,22 @@ def parts_of(
 ) -> Generator[tuple[str, Codec[Symbols]], Symbols, Symbols]:
     """z, then the latents of each step. Returns y_hat int32 [M, rows, columns] in steps of the configuration's unit.
 
-    progressive: see ``bands_of``.
-
-    choose: the encoder's. It is called before the symbols of a step are asked for: what is left for them to say depends
-    on the steps before.
+    progressive: see ``bands_of``. choose: the encoder's. It is called before the symbols of a step are asked for: what
+    is left for them to say depends on the steps before.
     """
     config = networks.config
     shape = (config.hyper_latent, -(-rows // HYPER), -(-columns // HYPER))
-    z_mean, z_index = (part[:, None, None] for part in networks.prior(quality))
-    z_ids = np.broadcast_to(z_index, shape).astype(np.int32).ravel()
-    z = checked((yield "z", table_codec(networks.tables, z_ids))).astype(np.int64).reshape(shape)
-    z_hat = (z * round(1 / UNIT) + z_mean).astype(np.int32)
-    features = networks.features(z_hat, quality)[:, :rows, :columns]
-    walk = Walk(config, rows, columns)
+    z_mean, z_ids = (np.broadcast_to(x[:, None, None], shape).astype(np.int32) for x in networks.prior(quality))
+    z = checked((yield "z", table_codec(networks.tables, networks.put(z_ids.ravel())))).reshape(shape)
+    features = networks.features(z * round(1 / UNIT) + networks.put(z_mean), quality)[:, :rows, :columns]
+    walk = Walk(networks, rows, columns)
     for step in range(STEPS):
         walk.mean, index = networks.context(step, features, walk.y_hat, quality)
         ids = index.ravel()
         if choose is not None:
             choose(walk, step, ids)
-        symbols = np.empty_like(ids)
-        for band in bands_of(ids, progressive):
+        symbols = ids * 0
+        for band in bands_of(networks.get(ids), progressive):
             symbols[band] = yield f"y_{step + 1}", table_codec(networks.tables, ids[band])
         walk.take((checked(symbols).reshape(index.shape) << config.bits) + walk.mean, step)
     return walk.y_hat
@@ -174,23 +185,24 @@ def push_tile(
     padded = np.pad(y, ((0, 0), (0, -rows % HYPER), (0, -columns % HYPER)), "edge")
     z_mean = (networks.prior(quality)[0][:, None, None] * UNIT).astype(np.float32)
     z = np.rint(networks.hyper_analyse(padded, quality) - z_mean).clip(-SYMBOL_MAX, SYMBOL_MAX)
-    chosen, y_hat = [z.astype(np.int32).ravel()], list[Symbols]()
+    chosen, y_hat, here = [networks.put(z.astype(np.int32).ravel())], list[Symbols](), networks.put(y)
 
     def choose(walk: Walk, step: int, ids: Symbols) -> None:
-        residual = walk.left(y, step)
-        symbols = quantised(networks.tables, residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids)
-        chosen.extend(symbols[band] for band in bands_of(ids, progressive))
+        residual = walk.left(here, step)
+        symbols = networks.quantised(residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids)
+        chosen.extend(symbols[band] for band in bands_of(networks.get(ids), progressive))
 
     def parts() -> Parts:
         y_hat.append((yield from parts_of(networks, rows, columns, quality, progressive, choose)))
 
-    stack = AnsStack(lanes=1 if progressive else lanes)
+    stack = networks.stack(lanes=1 if progressive else lanes)
     if alpha.size:
         push_plain(stack, alpha, depth)
     depths = Depths(stack) if progressive else None
     chain(parts, depths).push(stack, chosen)  # the list grows as its parts are asked for
     cuts = depths.parts() if depths else ()
-    return Tile(NETWORK, checksum([*chosen, alpha]), stack.to_bytes(), stack.lanes, cuts), y_hat[0]
+    crc = checksum([*map(networks.get, chosen), alpha])
+    return Tile(NETWORK, crc, stack.to_bytes(), stack.lanes, cuts), networks.get(y_hat[0])
 
 
 def pop_tile(
@@ -207,20 +219,20 @@ def pop_tile(
 
     Of a tile that is cut off, latents that are missing are their means, alpha is opaque, and no checksum is compared.
     """
-    stack, y_hat = AnsStack(tile.words, tile.lanes), list[Symbols]()
+    stack, y_hat = networks.stack(tile.words, tile.lanes), list[Symbols]()
 
     def parts() -> Parts:
         y_hat.append((yield from parts_of(networks, rows, columns, quality, bool(tile.parts))))
 
     values, before = chain(parts, record, tile.held).pop(stack), stack.bits()
     if tile.held is not None:
-        return y_hat[0], np.full(shape, 2**depth - 1, np.uint16)
+        return networks.get(y_hat[0]), np.full(shape, 2**depth - 1, np.uint16)
     alpha: Samples = pop_plain(stack, shape, depth) if shape[2] else np.empty(shape, np.uint16)
     if record and shape[2]:
         record("alpha", before - stack.bits())
-    if checksum([*values, alpha]) != tile.crc or not stack.is_empty():
+    if checksum([*map(networks.get, values), alpha]) != tile.crc or not stack.is_empty():
         raise CorruptError("a tile fails its checksum")
-    return y_hat[0], alpha
+    return networks.get(y_hat[0]), alpha
 
 
 def quantised(tables: Tables, residual: Floats, ids: Symbols) -> Symbols:

@@ -15,16 +15,27 @@ from torch import Tensor
 from bitstream import Tables
 
 from ..exact import exact_arithmetic, interpolate, per_channel
-from ..networks import Answer, arrays_of, freeze, integers_of, nothing_drawn, ready, scrambled, tensors_in, write
+from ..networks import (
+    Answer,
+    OnDevice,
+    arrays_of,
+    freeze,
+    integers_of,
+    nothing_drawn,
+    ready,
+    scrambled,
+    tensors_in,
+    write,
+)
 from ..weights import Stored, tables_of
-from .layers import GAIN_BITS, SCALES, STREAM_MAX, STREAM_UNIT, UNIT, Config
+from .layers import GAIN_BITS, SCALES, STREAM_MAX, STREAM_UNIT, UNIT, Config, in_8_bits
 from .model import LossyModel
 from .numbers import KNOWN_INPUTS, Steps
-from .tile import Floats, Symbols
+from .tile import RATE_WEIGHT, Floats, Symbols, quantised
 
 
 @dataclass
-class LossyWeights:
+class LossyWeights(OnDevice):
     """The lossy codec's networks and numbers, ready to run.
 
     model: frozen networks. tables: entropy tables, one for each scale index. identity: 16 bytes.
@@ -64,6 +75,18 @@ class LossyWeights:
         mean, index = (interpolate(part, self.at(quality))[0].cpu().numpy() for part in (self.z_mean, self.z_index))
         return mean, index
 
+    def quantised(self, residual: Any, ids: Any) -> Any:
+        if not self.codes:
+            return quantised(self.tables, residual, ids)
+        from ..device_coder import bits
+
+        values = residual.ravel().double()
+        near = values.round()
+        lower = near - near.sign()
+        saved = bits(self.tables, ids, near.long()) - bits(self.tables, ids, lower.long())
+        worse = (values - lower) ** 2 - (values - near) ** 2
+        return torch.where((near != 0) & (worse < RATE_WEIGHT * saved), lower, near).int()
+
     def analyse(self, x: Floats, quality: int, seen: Floats | None = None) -> Floats:
         with exact_arithmetic(self.device):
             q = self.at(quality)
@@ -83,7 +106,7 @@ class LossyWeights:
         unit = self.model.config.unit
         with exact_arithmetic(self.device):
             mean, index = self.model.context[step](features[None], self.tensor(y_hat) * unit, self.at(quality))
-            return integers(mean / unit), integers(index)
+            return self.symbols(mean[0] / unit), self.symbols(index[0])
 
     def synthesise(self, stream: Steps, quality: int, seen: Floats | None = None) -> Symbols:
         with exact_arithmetic(self.device):
@@ -114,9 +137,10 @@ class LossyWeights:
     def at(self, quality: int) -> Tensor:
         return torch.tensor([quality], device=self.device)
 
-    def tensor(self, x: NDArray[Any]) -> Tensor:
+    def tensor(self, x: NDArray[Any] | Tensor) -> Tensor:
         """[1, C, H, W] as the layers take it."""
-        tensor = torch.from_numpy(np.ascontiguousarray(x))[None].to(self.device, self.model.log_ratio.dtype)
+        x = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+        tensor = x[None].to(self.device, self.model.log_ratio.dtype)
         return tensor.contiguous(memory_format=torch.channels_last)
 
     def mask(self, seen: Floats | None) -> Tensor | None:
@@ -175,12 +199,22 @@ def save_lossy(path: Path, trained: LossyModel, tables: Tables) -> None:
     decoder["z_mean"] = (trained.z_mean.detach() / UNIT).round().to(torch.int32)
     decoder["z_index"] = trained.z_index.detach().round().clamp(0, SCALES - 1).to(torch.int32)
     decoder |= arrays_of("tables", tables)
+    encoder = encoder_of(trained)
+    write(path, "lossy", trained.config, decoder, encoder, assembled)
+
+
+def encoder_of(model: LossyModel) -> dict[str, Tensor]:
+    """Half floats, and the integers of layers in 8 bits, whose units need be no powers of two."""
+    rounded = model.encoder_convs()
     encoder = {
         name: tensor.half()
-        for name, tensor in trained.state_dict().items()
-        if name.startswith(("g_a.", "h_a.")) or name == "log_ratio"
+        for name, tensor in model.state_dict().items()
+        if (name.startswith(("g_a.", "h_a.")) or name == "log_ratio") and name.rpartition(".")[0] not in rounded
     }
-    write(path, "lossy", trained.config, decoder, encoder, assembled)
+    encoder |= integers_of(rounded)
+    for name, conv in rounded.items():
+        encoder |= {f"{name}.in_units": conv.in_units.log2(), f"{name}.out_units": conv.out_units.log2()}
+    return encoder
 
 
 def load(stored: Stored, device: torch.device) -> LossyWeights:
@@ -193,10 +227,17 @@ def assembled(stored: Stored) -> LossyWeights:
     decoder, encoder = tensors_in(stored, "decoder"), tensors_in(stored, "encoder")
     with nothing_drawn():
         model = LossyModel(Config(**stored.config)).eval().requires_grad_(False).float()
-    missing, unknown = model.load_state_dict({name: part.float() for name, part in encoder.items()}, strict=False)
+    for part in ("fine", "coarse"):
+        blocks = getattr(model.g_a, part)
+        for k, block in enumerate(blocks):
+            if encoder[f"g_a.{part}.{k}.conv_3.weight"].dtype == torch.int8:
+                blocks[k] = in_8_bits(block)
+    floats = {name: part.float() for name, part in encoder.items() if not name.endswith(".scale")}
+    missing, unknown = model.load_state_dict(floats, strict=False)
     if unknown or any(name.startswith(("g_a.", "h_a.")) for name in missing):
         raise ValueError("the encoder's tensors do not fit the configuration")
     freeze(model.decoder_convs(), decoder)
+    freeze(model.encoder_convs(), encoder)
     # What is not a layer is used as integers; the parameters are there to train on.
     model.log_inverse.copy_((decoder["inverse"].double() * 2.0**-GAIN_BITS).log())
     model.z_mean.copy_(decoder["z_mean"] * UNIT)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..exact import ExactConv
-from ..lossy.layers import STREAM_UNIT, UNIT, ExactBlock
+from ..exact import Conv, ExactConv
+from ..lossy.layers import STREAM_MAX, STREAM_UNIT, UNIT, Block, ExactBlock, in_8_bits
 from ..lossy.model import LossyModel
 
 
@@ -47,6 +48,41 @@ def calibrate(model: LossyModel, x: Tensor, quality: Tensor) -> None:
         conv_3.out_units.copy_(smallest_units(outputs[conv_3], 255))
         conv_1.in_units.copy_(conv_3.out_units)
         conv_1.out_units.copy_(smallest_units(outputs[conv_1], 127).clamp(min=STREAM_UNIT))
+
+
+@torch.no_grad()
+def round_encoder(model: LossyModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Put blocks of g_a in 8 bits, by what flows through them in batches as ``calibrate`` takes them.
+
+    The last block at 1/8 stays in floating point: it alone would cost more rate than all others together, most of it
+    for its weights, of which those at the centre are far larger than the rest. Nobody else computes what the encoder
+    does, so units need not be powers of two here, which halves the noise.
+    """
+    largest = dict[Conv, tuple[Tensor, Tensor]]()
+
+    def keep(layer: Any, arguments: tuple[Tensor, ...], out: Tensor) -> None:
+        now = [x.float().abs().amax((0, 2, 3)) for x in (arguments[0], out)]
+        before = largest.get(layer, (torch.zeros_like(now[0]), torch.zeros_like(now[1])))
+        largest[layer] = torch.maximum(now[0], before[0]), torch.maximum(now[1], before[1])
+
+    fine, coarse = model.g_a.fine, model.g_a.coarse
+    places = [(part, k) for part in (fine, coarse) for k in range(len(part)) if part is coarse or k < len(part) - 1]
+    blocks = [block for part, k in places if isinstance(block := part[k], Block)]
+    hooks = [layer.register_forward_hook(keep) for block in blocks for layer in (block.conv_3, block.conv_1)]
+    try:
+        for x, quality in batches:
+            model.g_a(x, quality)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for (part, k), block in zip(places, blocks, strict=True):
+        part[k] = rounded = in_8_bits(block)
+        inputs, _ = largest[block.conv_3]
+        hidden, outputs = largest[block.conv_1]
+        rounded.conv_3.in_units.copy_(inputs.clamp(min=UNIT) / 127)
+        rounded.conv_3.out_units.copy_(hidden.clamp(min=UNIT) / 255)
+        rounded.conv_1.in_units.copy_(rounded.conv_3.out_units)
+        rounded.conv_1.out_units.copy_(outputs.clamp(UNIT, STREAM_MAX * STREAM_UNIT) / 127)
 
 
 def smallest_units(x: Tensor, high: int) -> Tensor:

@@ -128,6 +128,8 @@ def thawed(frozen: Any, kind: str) -> dict[str, Any]:
     for name, layer in frozen.named_modules():
         if isinstance(layer, ExactConv):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = layer.thawed()
+    if kind == "lossy":  # g_a is trained in floating point
+        tensors = {k: v for k, v in tensors.items() if not (k.startswith("g_a.") and k.endswith("_units"))}
     return {"model": tensors, "kind": kind, "config": asdict(frozen.config)}
 
 
