@@ -383,7 +383,8 @@ class Lossless:
                 mean = np.clip(mean + (by * WIDE[scale] + 2048 >> 12), 0, 2040)
                 scale = np.clip(scale + (o[1] + 2048 >> 12), 0, 39)
                 shape = np.clip(shape + (o[2] + 8192 >> 14), 0, 2)
-            x[mine] = self.pop_under(mean, scale, shape)
+            step = np.where(scale < 16, 1, np.where(scale < 24, 2, 4))
+            x[mine] = self.pop_under((mean + step // 2) // step * step, scale, shape)
             x[mine] = np.clip(x[mine], 0, 255)
             e[1 : 1 + rows, 1 : 1 + columns][mine] = np.clip((8 * x - m) * SHARP[i] + 512 >> 10, -80, 80)[mine]
             y[1 : 1 + rows, 1 : 1 + columns][mine] = 8 * x[mine]

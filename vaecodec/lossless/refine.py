@@ -44,6 +44,11 @@ UNITS = np.array([round(128 * s) for s in _scales], np.int32)
 INVERSES = np.array([round(2048 / s) for s in _scales], np.int32)
 
 
+STEPS = np.repeat(np.array([1, 2, 4], np.int32), [16, 8, 16])
+"""By scale index: of a mean, in eighths. Passes are short and their tables many, and where scales are large fractions
+need not be as fine."""
+
+
 class Layers(NamedTuple):
     """A refiner: w_1 [H, F] and b_1 [H, 1], w_2 [3, H] and b_2 [3, 1]; integers, as float32."""
 
@@ -187,12 +192,13 @@ class Passes:
     def moved(self, index: int, outputs: Ints | None) -> tuple[Ints, Ints, Ints]:
         """Mean, scale index and shape of the samples of a pass, by a refiner's outputs."""
         mean, scale, shape = (self.of(index, plane).ravel() for plane in (self.mean, self.scale, self.shape))
-        if outputs is None:
-            return mean, scale, shape
-        by = (outputs[0] + 32 >> 6).clip(-MEAN_MAX, MEAN_MAX)
-        mean = (mean + (by * UNITS[scale] + 2048 >> 12)).clip(0, 255 * FRACTIONS)
-        scale = (scale + (outputs[1] + 2048 >> 12)).clip(0, SCALES - 1)
-        return mean, scale, (shape + (outputs[2] + 8192 >> 14)).clip(0, SHAPES - 1)
+        if outputs is not None:
+            by = (outputs[0] + 32 >> 6).clip(-MEAN_MAX, MEAN_MAX)
+            mean = (mean + (by * UNITS[scale] + 2048 >> 12)).clip(0, 255 * FRACTIONS)
+            scale = (scale + (outputs[1] + 2048 >> 12)).clip(0, SCALES - 1)
+            shape = (shape + (outputs[2] + 8192 >> 14)).clip(0, SHAPES - 1)
+        step = STEPS[scale]
+        return mean + (step >> 1) & -step, scale, shape
 
 
 def flat(parts: list[NDArray[Any]], size: tuple[int, ...]) -> Shorts:
