@@ -60,10 +60,10 @@ def test_layers_are_exact_at_their_limits() -> None:
     tensors = refiners(4, 1)
     name = refine.name_of(1, "D", 0, 3)
     layers = refine.layers_of(tensors, 1)[name]
-    inputs = np.random.default_rng(0).integers(-80, 81, (layers.w_1.shape[1], 500)).astype(np.int16)
+    inputs = np.random.default_rng(0).integers(-80, 81, (layers.w_1.shape[1], 500))
     w_1, b_1, w_2, b_2 = (tensors[f"{name}.{part}"].astype(np.int64) for part in refine.Layers._fields)
     hidden = (w_1 @ inputs + b_1 >> 8).clip(0, 255)
-    assert np.array_equal(layers.outputs(inputs), w_2 @ hidden + b_2)
+    assert np.array_equal(layers.outputs(inputs.astype(np.float32)), w_2 @ hidden + b_2)
 
 
 @pytest.mark.parametrize(("part", "value"), [("w_1", 2**15 - 1), ("w_2", 2**15 - 1), ("b_1", 2**24), ("b_2", -(2**24))])

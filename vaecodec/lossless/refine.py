@@ -57,11 +57,10 @@ class Layers(NamedTuple):
     w_2: Floats
     b_2: Floats
 
-    def outputs(self, inputs: Shorts) -> Ints:
+    def outputs(self, inputs: Floats) -> Ints:
         """int32 [3, N] of inputs [F, N]: in 2**-14, mean in scales, scale index in fours, shape."""
-        hidden = self.w_1 @ inputs.astype(np.float32)
-        hidden += self.b_1
-        hidden *= np.float32(1 / 256)
+        hidden = (self.w_1 / np.float32(256)) @ inputs
+        hidden += self.b_1 / np.float32(256)
         np.floor(hidden, out=hidden).clip(0, HIDDEN_MAX, out=hidden)
         return (self.w_2 @ hidden + self.b_2).astype(np.int32)
 
@@ -162,8 +161,9 @@ class Passes:
         self.at(index, self.errors)[:] = errors.clip(-ERROR_MAX, ERROR_MAX)
         self.at(index, self.steps)[:] = steps
 
-    def inputs(self, index: int) -> tuple[Shorts, Shorts]:
-        """int16 [F, N]: what a refiner sees of the samples of a pass; and [G, N]: errors that a tile can weigh."""
+    def inputs(self, index: int) -> tuple[Floats, Shorts]:
+        """What a refiner sees of the samples of a pass, integers, float32 [F, N]; and errors that a tile can weigh,
+        int16 [G, N]."""
         mean, scale, shape = (self.of(index, plane) for plane in (self.mean, self.scale, self.shape))
         around = [self.at(index, self.errors, *place) for place in NEIGHBOURS[index]]
         parts, own = list(around), list[Shorts]()
@@ -187,7 +187,7 @@ class Passes:
         parts += [2 * scale - 32, 16 * shape - 16]
         floors = mean // FRACTIONS
         parts += [more[floors] for more in self.usage] + [4 * (mean - floors * FRACTIONS) - 16]
-        return flat(parts, mean.shape), flat(own, mean.shape)
+        return flat(parts, mean.shape, np.float32), flat(own, mean.shape, np.int16)
 
     def moved(self, index: int, outputs: Ints | None) -> tuple[Ints, Ints, Ints]:
         """Mean, scale index and shape of the samples of a pass, by a refiner's outputs."""
@@ -201,8 +201,8 @@ class Passes:
         return mean + (step >> 1) & -step, scale, shape
 
 
-def flat(parts: list[NDArray[Any]], size: tuple[int, ...]) -> Shorts:
-    inputs = np.empty((len(parts), *size), np.int16)
+def flat(parts: list[NDArray[Any]], size: tuple[int, ...], kind: type[Any]) -> NDArray[Any]:
+    inputs = np.empty((len(parts), *size), kind)
     for whole, part in zip(inputs, parts, strict=True):
         whole[:] = part
     return inputs.reshape(len(parts), math.prod(size))
