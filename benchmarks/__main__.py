@@ -1,5 +1,5 @@
-"""``python -m benchmarks``: kodak, bitsback, depth, progressive, speed, scaling, effort, same-bytes, theory, readme,
-pca-train, training-speed, sweep."""
+"""``python -m benchmarks``: kodak, bitsback, depth, progressive, speed, scaling, effort, exactness, same-bytes, theory,
+readme, pca-train, training-speed, sweep."""
 
 from pathlib import Path
 
@@ -11,7 +11,9 @@ try:
     from . import (
         bitsback,
         depth,
+        device_speed,
         effort,
+        exactness,
         kodak,
         pca,
         progressive,
@@ -115,9 +117,13 @@ def progressive_command(data: Path, out: Path, quality: float, count: int) -> No
 @main.command("speed")
 @data_option
 @click.option("--quality", default=75.0, show_default=True, help="Quality of vaecodec.")
-def speed_command(data: Path, quality: float) -> None:
+@click.option("--device", help="cpu or cuda: where vaecodec's time goes there, instead of the comparison.")
+def speed_command(data: Path, quality: float, device: str | None) -> None:
     """Speed against CompressAI's mbt2018-mean, start-up time and peak memory."""
-    speed.run(find_pictures(data), quality)
+    if device:
+        device_speed.run(find_pictures(data), quality, device)
+    else:
+        speed.run(find_pictures(data), quality)
 
 
 @main.command("scaling")
@@ -139,6 +145,13 @@ def effort_command(data: Path, out: Path, efforts: str, count: int) -> None:
     effort.run(
         files[:: max(1, len(files) // count)][:count], out / data.resolve().name, [*map(int, efforts.split(","))]
     )
+
+
+@main.command("exactness")
+@data_option
+def exactness_command(data: Path) -> None:
+    """Compare what engines make of files of both kinds, with one thread and two, whole and of regions."""
+    exactness.run(find_pictures(data))
 
 
 @main.command("same-bytes")

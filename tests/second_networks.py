@@ -131,10 +131,13 @@ def synthesis(weights: Weights, stream: Array, seen: Array) -> Array:
     return shuffled(weights.layer("g_s.head", stream, (1 / 128, 1 / 1024), (1 - 2**17, 2**17 - 1)), 8) * 64 + 128
 
 
-def latents(weights: Weights, coder: Coder, h: int, w: int, in_parts: bool) -> tuple[Array, int]:
+def latents(weights: Weights, coder: Coder, h: int, w: int, tile: Tile) -> tuple[Array, int]:
     """Latents [M, h, w] of a tile, which may be in parts, and the CRC-32 of what was popped."""
     c, crc = weights.config, 0
     tables, u = weights.tables("tables"), 2.0 ** -c["bits"]
+    lows, listed = tables[0], [counts[: len(counts) - tables[2]] for counts in tables[1]]
+    certain = np.array([max(counts) >= 2**24 - 2**16 for counts in listed])
+    likeliest = np.array([low + counts.index(max(counts)) for low, counts in zip(lows, listed, strict=True)])
     m, wide, hidden = c["latent"], 2**17 - 1, (0, round(255 / 16 / u))
 
     def pop(ids: Array) -> Array:
@@ -165,11 +168,12 @@ def latents(weights: Weights, coder: Coder, h: int, w: int, in_parts: bool) -> t
         mine = channel // (m // 4) == s ^ (2 * (row % 2) + column % 2)
         quarters = [part.reshape(4, m // 4, h, w) for part in (mean, index, mine)]
         picked = [np.where(quarters[2], part, 0).sum(0) for part in quarters[:2]]
-        order = np.argsort(-picked[1].ravel() * in_parts, kind="stable")
+        ids = picked[1].ravel().astype(int)
+        v, coded = likeliest[ids].astype(float), np.flatnonzero(~certain[ids] | (tile.method == 0))
+        order = coded[np.argsort(-ids[coded] * bool(tile.parts), kind="stable")]
         n = order.size
-        v = np.empty(n)
-        for array in np.split(order, [n // 64, n // 16, n // 4]) if in_parts else [order]:
-            v[array] = pop(picked[1].ravel()[array])
+        for array in np.split(order, [n // 64, n // 16, n // 4]) if tile.parts else [order]:
+            v[array] = pop(ids[array])
         values = v.reshape(picked[1].shape) + picked[0]
         y = np.where(mine, np.broadcast_to(values, (4, *values.shape)).reshape(m, h, w), y)
     return y, crc
@@ -185,11 +189,11 @@ def decode_lossy(header: Header, tiles: Sequence[Tile], weights: Weights) -> Pic
         for start in range(0, columns, side):
             tile, h, w = next(left), min(side, rows - top), min(side, columns - start)
             part = whole[16 * top : 16 * (top + h), 16 * start : 16 * (start + w)]
-            if tile.method:
+            if tile.method > 1:
                 part[:] = second.decode_tile(tile, *part.shape, header.depth)
                 continue
             coder = Coder(tile.data, tile.lanes)
-            y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w, bool(tile.parts))
+            y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w, tile)
             seen[top : top + h, start : start + w] = 1
             clear = part[..., colours:]
             if channels > colours:

@@ -35,7 +35,7 @@ from .image import (
     refuse_deep_colour,
 )
 from .info import Source, bytes_of
-from .kinds import WINGS, Shelf
+from .kinds import WINGS, Shelf, arithmetic
 from .plain_tiles import Samples, sample_type
 from .tiles import Box, Progress, Region, box_of, ignore
 
@@ -178,6 +178,16 @@ class Decoder:
         bits["metadata"] = 8 * sum(len(section.payload) for section in container.sections)
         bits["overhead"] = 8 * len(view) - sum(bits.values())
         return bits
+
+    @public
+    def arithmetic(self, data: Source) -> str:
+        """What decodes a file: a kernel and its engine, such as "8-bit integers (onnx)"."""
+        header = (container := unpack(bytes_of(data))).header
+        if header.kind not in WINGS:
+            raise VersionError(f"kind {header.kind.name} is not supported by this version")
+        whole = box_of(None, header.width, header.height)
+        needed = WINGS[header.kind].needs_weights(container, whole)
+        return arithmetic(self._shelf.named(header.kind, header.model) if needed else None)
 
     def _decode(
         self,

@@ -102,6 +102,7 @@ class Sessions:
         options.log_severity_level = 3
         options.intra_op_num_threads = self._intra_op
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_mem_pattern = False  # it keeps a plan for each size of picture, and blocks that fit no other
         share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         if careful:

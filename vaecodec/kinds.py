@@ -125,6 +125,15 @@ def loaded(path: Path, stored: Stored, device: str, engine: str) -> Any:
     raise WeightsError(f"{path.name}: this version knows no weights of kind {known}, such as {stored.identity.hex()}")
 
 
+def arithmetic(weights: Any) -> str:
+    """Of loaded weights: the engine and its kernel, which is "float64" in torch where float32 was not exact."""
+    if hasattr(weights, "kernel"):
+        return f"{weights.kernel} (onnx)"
+    if hasattr(weights, "model"):
+        return str(next(weights.model.parameters()).dtype).removeprefix("torch.") + " (torch)"
+    return "integers (numpy)"
+
+
 def engines_for(stored: Stored, device: str, engine: str) -> list[str]:
     """Those to try, one after the other."""
     if engine != "auto":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .codec import Codec
 from .engines import installed
+from .kinds import arithmetic
 from .weights import WeightsError
 
 WIDTH, HEIGHT = 200, 136
@@ -57,10 +57,3 @@ def reference() -> Codec:
     for networks in (codec.lossy, codec.lossless):
         networks.to(torch.device("cpu"), torch.float64)
     return codec
-
-
-def arithmetic(weights: Any) -> str:
-    """Of the loaded networks: the engine and its kernel, which is "float64" in torch where float32 was not exact."""
-    if hasattr(weights, "kernel"):
-        return f"{weights.kernel} (onnx)"
-    return str(next(weights.model.parameters()).dtype).removeprefix("torch.") + " (torch)"

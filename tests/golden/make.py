@@ -166,6 +166,7 @@ def made() -> Iterator[tuple[str, bytes]]:
         yield "lossless progressive tiles", tiles
     with mock.patch.object(TileCoder, "push", by_networks):
         yield "lossless bytes", codec_in_bytes().compress(picture(90, 70), lossless=True)
+    yield "lossy sparse", lossy.compress(modes["RGB"], 60)
 
 
 def codec_in_bytes() -> Codec:

@@ -74,12 +74,15 @@ def info(sources: tuple[str, ...], recursive: bool, as_json: bool, bits: bool, m
         account = codec.account(data) if codec else {}
         if as_json:
             name = {"file": str(job.source)} if several else {}
-            click.echo(json.dumps(name | facts | ({"bits": account} if codec else {})))
+            found = {"arithmetic": codec.arithmetic(data), "bits": account} if codec else {}
+            click.echo(json.dumps(name | facts | found))
             return
         if several:
             click.echo(f"{folders.shown(str(job.source))}:")
         for key, value in facts.items():
             click.echo(f"{key:9} {value}")
+        if codec:
+            click.echo(f"decoded   in {codec.arithmetic(data)}")
         samples = facts["width"] * facts["height"] * len(facts["mode"].split(";")[0].replace("I", "L"))
         for key, value in account.items():
             click.echo(f"{key:22} {value:14.1f} bits {value / samples:9.5f} a sample {value / len(data) / 8:8.2%}")

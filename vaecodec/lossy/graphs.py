@@ -10,7 +10,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from ..exact import Conv, ExactConv
-from ..graphs import INT, Graph, exact, finished, has_knots
+from ..graphs import INT, Graph, column, exact, finished, has_knots
 from .layers import (
     CONTEXT_MAX,
     HIDDEN_MAX,
@@ -25,6 +25,7 @@ from .layers import (
     STREAM_UNIT,
     UNIT,
     Block,
+    CentredBlock,
     ExactBlock,
 )
 from .model import Context, LossyModel
@@ -82,6 +83,14 @@ def analysis(model: LossyModel, g: Graph, integer: bool, masked: bool = False) -
     def block(x: str, name: str, part: nn.Module) -> str:
         if isinstance(part, ExactBlock):
             return channels_first(g, block_of(integer)(g, channels_last(g, x), name, part, 1.0))
+        if isinstance(part, CentredBlock):
+            h = g.add(
+                "Add",
+                floating(g, x, f"{name}.centre", part.centre),
+                around(g, x, f"{name}.around", part.around, integer),
+            )
+            h = floating(g, g.clip(h, 0, HIDDEN_MAX * UNIT), f"{name}.conv_1", part.conv_1)
+            return g.clip(g.add("Add", x, g.clip(h, -limit, limit)), -limit, limit)
         assert isinstance(part, Block)
         h = g.clip(floating(g, x, f"{name}.conv_3", part.conv_3), 0, HIDDEN_MAX * UNIT)
         h = g.clip(floating(g, h, f"{name}.conv_1", part.conv_1), -limit, limit)
@@ -219,17 +228,32 @@ def integer_block(g: Graph, x: str, name: str, part: ExactBlock, unit: float) ->
     one, zeros = np.float32(1), [np.uint8(128), np.uint8(0), np.uint8(128)]
     h = g.add("Mul", x, unit / by_last(part.conv_3.in_units))
     h = channels_first(g, g.add("QuantizeLinear", h, one, zeros[0]))
-    for layer, before, after in zip(("conv_3", "conv_1"), zeros, zeros[1:], strict=False):
-        conv = getattr(part, layer)
-        weight = g.shaped(g.stored(f"{name}.{layer}.weight"), *conv.shape)
-        bias = g.shaped(g.stored(f"{name}.{layer}.bias"), -1)
-        scale, zero = g.stored(f"{name}.{layer}.scale"), np.zeros(conv.shape[0], np.int8)
-        pads = [conv.shape[2] // 2] * 4
-        h = g.add("QLinearConv", h, one, before, weight, scale, zero, one, after, bias, pads=pads)
+    h = linear(g, h, f"{name}.conv_3", part.conv_3, *zeros[:2])
+    h = linear(g, h, f"{name}.conv_1", part.conv_1, *zeros[1:])
     h = g.add("DequantizeLinear", channels_last(g, h), one, zeros[2])
     h = g.add("Mul", h, by_last(part.conv_1.out_units) / unit)
     limit = STREAM_MAX * STREAM_UNIT / unit
     return g.clip(g.add("Add", x, h), -limit, limit)
+
+
+def linear(g: Graph, h: str, name: str, conv: ExactConv, before: np.uint8, after: np.uint8) -> str:
+    """An exact layer of bytes, to bytes, with their zero points."""
+    weight, bias = g.shaped(g.stored(f"{name}.weight"), *conv.shape), g.shaped(g.stored(f"{name}.bias"), -1)
+    scale, zero, one = g.stored(f"{name}.scale"), np.zeros(conv.shape[0], np.int8), np.float32(1)
+    pads = [conv.shape[2] // 2] * 4
+    return g.add("QLinearConv", h, one, before, weight, scale, zero, one, after, bias, pads=pads)
+
+
+def around(g: Graph, x: str, name: str, conv: ExactConv, integer: bool) -> str:
+    """A layer in 8 bits of x [1, C, h, w] and its outputs, both in floating point."""
+    h = g.add("Mul", x, 1 / column(conv.in_units))
+    if integer:
+        one, zero = np.float32(1), np.uint8(128)
+        h = linear(g, g.add("QuantizeLinear", h, one, zero), name, conv, zero, zero)
+        h = g.add("DequantizeLinear", h, one, zero)
+    else:
+        h = exact(g, g.clip(g.add("Round", h), -128, 127), name, conv)
+    return g.add("Mul", h, column(conv.out_units))
 
 
 def grown(g: Graph, x: str, name: str, conv: ExactConv, h: str, w: str) -> str:

@@ -104,8 +104,46 @@ class ExactBlock(nn.Module):
         return bounded(x + self.conv_1(self.conv_3(h, quality)))
 
 
+class CentredBlock(nn.Module):
+    """``Block`` with the 3x3 layer's weights around the centre in 8 bits. Those at the centre are far larger, so that
+    with them the steps would be coarse; they stay in floating point, as the 1x1 layer does."""
+
+    def __init__(self, channels: int, inner: int, knots: int) -> None:
+        super().__init__()
+        self.around = conv_8(channels, inner, 3, in_max=128, low=-128, high=127)
+        self.centre = Conv(channels, inner, knots=knots)
+        self.conv_1 = Conv(inner, channels)
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        units = per_channel(self.around.in_units).to(x.dtype)
+        h = (x / units).clamp(-128, 127)
+        h = (rounded(h) if self.around.exact else h) * units
+        h = self.around(h) + self.centre(x, quality)
+        return bounded(x + bounded(self.conv_1(F.hardtanh(h, 0, HIDDEN_MAX * UNIT))))
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the 3x3 layer, of a frozen block."""
+        taps = self.around.thawed()[0].view(*self.centre.weight.shape, 9).clone()
+        taps[..., 4] = self.centre.weight
+        return taps.flatten(1), self.centre.bias
+
+
+def centred(block: Block) -> CentredBlock:
+    """The same block, not calibrated yet."""
+    inner, channels = block.conv_3.shape[:2]
+    made = CentredBlock(channels, inner, len(block.conv_3.bias))
+    made.conv_1.load_state_dict(block.conv_1.state_dict())
+    with torch.no_grad():
+        taps = block.conv_3.weight.view(inner, channels, 9)
+        made.centre.weight.copy_(taps[..., 4])
+        made.centre.bias.copy_(block.conv_3.bias)
+        made.around.weight.copy_(block.conv_3.weight)
+        made.around.weight.view(inner, channels, 9)[..., 4] = 0
+    return made
+
+
 def in_8_bits(block: Block) -> ExactBlock:
-    """The same block, to be calibrated and rounded."""
+    """The same block, not calibrated yet."""
     inner, channels = block.conv_3.shape[:2]
     made = ExactBlock(channels, inner, len(block.conv_3.bias))
     made.load_state_dict(block.state_dict(), strict=False)

@@ -28,7 +28,7 @@ from ..networks import (
     write,
 )
 from ..weights import Stored, tables_of
-from .layers import GAIN_BITS, SCALES, STREAM_MAX, STREAM_UNIT, UNIT, Config, in_8_bits
+from .layers import GAIN_BITS, SCALES, STREAM_MAX, STREAM_UNIT, UNIT, Config, centred, in_8_bits
 from .model import LossyModel
 from .numbers import KNOWN_INPUTS, Steps
 from .tile import RATE_WEIGHT, Floats, Symbols, quantised
@@ -230,7 +230,9 @@ def assembled(stored: Stored) -> LossyWeights:
     for part in ("fine", "coarse"):
         blocks = getattr(model.g_a, part)
         for k, block in enumerate(blocks):
-            if encoder[f"g_a.{part}.{k}.conv_3.weight"].dtype == torch.int8:
+            if f"g_a.{part}.{k}.around.weight" in encoder:
+                blocks[k] = centred(block)
+            elif encoder[f"g_a.{part}.{k}.conv_3.weight"].dtype == torch.int8:
                 blocks[k] = in_8_bits(block)
     floats = {name: part.float() for name, part in encoder.items() if not name.endswith(".scale")}
     missing, unknown = model.load_state_dict(floats, strict=False)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..exact import Conv, ExactConv
-from ..lossy.layers import STREAM_MAX, STREAM_UNIT, UNIT, Block, ExactBlock, in_8_bits
+from ..exact import ExactConv
+from ..lossy.layers import STREAM_UNIT, UNIT, Block, ExactBlock, centred, in_8_bits
 from ..lossy.model import LossyModel
 
 
@@ -52,37 +52,37 @@ def calibrate(model: LossyModel, x: Tensor, quality: Tensor) -> None:
 
 @torch.no_grad()
 def round_encoder(model: LossyModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Put blocks of g_a in 8 bits, by what flows through them in batches as ``calibrate`` takes them.
+    """Put the blocks of g_a in 8 bits, by what flows through them in batches as ``calibrate`` takes them: at 1/8, and
+    of the first at 1/16, what is around the centre.
 
-    The last block at 1/8 stays in floating point: it alone would cost more rate than all others together, most of it
-    for its weights, of which those at the centre are far larger than the rest. Nobody else computes what the encoder
-    does, so units need not be powers of two here, which halves the noise.
+    Nobody else computes what the encoder does, so its units need be no powers of two. They hold the mean of the
+    batches' largest values: as much as the largest of all costs twice as much rate, and what is beyond is rare.
     """
-    largest = dict[Conv, tuple[Tensor, Tensor]]()
+    for blocks, whole in ((model.g_a.fine, 0), (model.g_a.coarse, len(model.g_a.coarse) - 1)):
+        for k, block in enumerate(blocks):
+            assert isinstance(block, Block)
+            blocks[k] = in_8_bits(block) if k >= len(blocks) - whole else centred(block)
+    layers = model.encoder_convs().values()
+    largest: dict[ExactConv, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
 
     def keep(layer: Any, arguments: tuple[Tensor, ...], out: Tensor) -> None:
-        now = [x.float().abs().amax((0, 2, 3)) for x in (arguments[0], out)]
-        before = largest.get(layer, (torch.zeros_like(now[0]), torch.zeros_like(now[1])))
-        largest[layer] = torch.maximum(now[0], before[0]), torch.maximum(now[1], before[1])
+        inputs, outputs = (x.float().abs().amax((0, 2, 3)) for x in (arguments[0], out))
+        largest[layer].append((inputs, outputs))
 
-    fine, coarse = model.g_a.fine, model.g_a.coarse
-    places = [(part, k) for part in (fine, coarse) for k in range(len(part)) if part is coarse or k < len(part) - 1]
-    blocks = [block for part, k in places if isinstance(block := part[k], Block)]
-    hooks = [layer.register_forward_hook(keep) for block in blocks for layer in (block.conv_3, block.conv_1)]
+    for layer in layers:  # limits that are never reached, or those of ``Block``
+        layer.in_units.fill_(1)
+        layer.out_units.fill_(UNIT if layer.low == 0 else 1)
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
     try:
         for x, quality in batches:
             model.g_a(x, quality)
     finally:
         for hook in hooks:
             hook.remove()
-    for (part, k), block in zip(places, blocks, strict=True):
-        part[k] = rounded = in_8_bits(block)
-        inputs, _ = largest[block.conv_3]
-        hidden, outputs = largest[block.conv_1]
-        rounded.conv_3.in_units.copy_(inputs.clamp(min=UNIT) / 127)
-        rounded.conv_3.out_units.copy_(hidden.clamp(min=UNIT) / 255)
-        rounded.conv_1.in_units.copy_(rounded.conv_3.out_units)
-        rounded.conv_1.out_units.copy_(outputs.clamp(UNIT, STREAM_MAX * STREAM_UNIT) / 127)
+    for layer in layers:
+        inputs, outputs = (torch.stack(each).mean(0).clamp(min=UNIT) for each in zip(*largest[layer], strict=True))
+        layer.in_units.copy_(inputs / {128: 127, 255: 255}[int(layer.in_max[0])])
+        layer.out_units.copy_(outputs / layer.high)
 
 
 def smallest_units(x: Tensor, high: int) -> Tensor:

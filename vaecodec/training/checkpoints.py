@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from ..exact import ExactConv
 from ..kinds import load
+from ..lossy.layers import CentredBlock
 from ..weights import WeightsError, about
 from .objective import Objective
 from .objectives import OBJECTIVES
@@ -128,8 +130,12 @@ def thawed(frozen: Any, kind: str) -> dict[str, Any]:
     for name, layer in frozen.named_modules():
         if isinstance(layer, ExactConv):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = layer.thawed()
-    if kind == "lossy":  # g_a is trained in floating point
-        tensors = {k: v for k, v in tensors.items() if not (k.startswith("g_a.") and k.endswith("_units"))}
+    for name, block in frozen.named_modules():  # g_a is trained in floating point
+        if isinstance(block, CentredBlock):
+            tensors[f"{name}.conv_3.weight"], tensors[f"{name}.conv_3.bias"] = block.whole()
+    if kind == "lossy":
+        rounded = re.compile(r"g_a\..*(_units|\.(around|centre)\.\w+)")
+        tensors = {name: tensor for name, tensor in tensors.items() if not rounded.fullmatch(name)}
     return {"model": tensors, "kind": kind, "config": asdict(frozen.config)}
 
 
