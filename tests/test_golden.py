@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TINY_FINER, TINY_LOSSLESS, in_bytes, moving
+from conftest import TINY, TINY_FINER, TINY_LOSSLESS, in_bytes, moving, refined
 
 from bitstream import Kind, Mode, unpack
 from vaecodec import Codec
@@ -27,6 +27,7 @@ def codecs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "lossless": Codec("cpu", TINY_LOSSLESS, engine=engine),
         "pca": Codec("cpu"),
         "lossless-moving": moving(Codec("cpu", TINY_LOSSLESS, engine=engine)),
+        "lossless-refined": refined(Codec("cpu", TINY_LOSSLESS, engine=engine)),
         "lossless-bytes": Codec("cpu", of_bytes, engine=engine),
     }
 

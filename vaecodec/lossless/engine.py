@@ -29,6 +29,7 @@ from .numbers import (
     Config,
 )
 from .pixels import MARGIN, halved, local_mean, nearest, padded
+from .refine import layers_of
 
 Result = TypeVar("Result")
 
@@ -74,6 +75,7 @@ class LosslessNetworks(Sessions):
         self.pixel_tables, self.prior_tables, self.posterior_tables = (
             tables_of(name, decoder) for name in ("pixels", "prior", "posterior")
         )
+        self.refiners = layers_of(decoder, self.config.refined)
         self._intra_op = 1  # stripes are shared out among threads, which waits less than sharing out operators
         self.groups = len(self.config.latents)
         self.kernel = ""
