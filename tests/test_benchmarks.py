@@ -416,5 +416,5 @@ def test_progressive_files(codec: Codec, tmp_path: Path, monkeypatch: pytest.Mon
     progressive.run([tmp_path / "x.png"], tmp_path, 80, 1)
     result = json.loads((tmp_path / "progressive.json").read_text())
     assert result["lossy"]["pictures"] == result["lossless"]["pictures"] == 1
-    assert [len(curve) for curve in result["curves"].values()] == [progressive.PREFIXES + 1] * 3
+    assert {len(curve) for curve in result["curves"].values()} == {progressive.PREFIXES + 1}
     assert {"progressive.png", "progressive_strip.jpg"} <= {file.name for file in tmp_path.iterdir()}
