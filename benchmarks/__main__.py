@@ -11,6 +11,7 @@ try:
     from . import (
         bitsback,
         depth,
+        device_speed,
         effort,
         exactness,
         kodak,
@@ -116,9 +117,13 @@ def progressive_command(data: Path, out: Path, quality: float, count: int) -> No
 @main.command("speed")
 @data_option
 @click.option("--quality", default=75.0, show_default=True, help="Quality of vaecodec.")
-def speed_command(data: Path, quality: float) -> None:
+@click.option("--device", help="cpu or cuda: where vaecodec's time goes there, instead of the comparison.")
+def speed_command(data: Path, quality: float, device: str | None) -> None:
     """Speed against CompressAI's mbt2018-mean, start-up time and peak memory."""
-    speed.run(find_pictures(data), quality)
+    if device:
+        device_speed.run(find_pictures(data), quality, device)
+    else:
+        speed.run(find_pictures(data), quality)
 
 
 @main.command("scaling")

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -16,13 +17,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from bitstream import BITS_BACK, AnsStack, unpack
+from bitstream import BITS_BACK, AnsStack, chain, unpack
 from vaecodec.codec import Codec
 from vaecodec.exact import exact_arithmetic
 from vaecodec.kinds import load, packaged
+from vaecodec.lossless import refine
 from vaecodec.lossless.heads import Phase
-from vaecodec.lossless.layers import FRACTIONS, MEAN_UNIT
-from vaecodec.lossless.tile import pixel_codec
+from vaecodec.lossless.layers import CHANNEL_ORDER, FRACTIONS, MEAN_UNIT, PHASES
+from vaecodec.lossless.samples import PixelCodec, passes_parts
 from vaecodec.lossless.weights import LosslessWeights
 from vaecodec.tiles import TILE, tiles
 
@@ -53,9 +55,28 @@ def phase_bits(weights: LosslessWeights, phase: Phase, inside: Tensor) -> float:
         fraction = np.round(-r / MEAN_UNIT).astype(np.int32) % FRACTIONS
         values = np.round(r + fraction * MEAN_UNIT).astype(np.int32)
         stack = AnsStack()
-        codec = pixel_codec(weights, fraction, scales.round().astype(np.int32), shapes.round().astype(np.int32))
-        codec.push(stack, values)
+        prediction = np.stack([fraction, scales.round().astype(np.int32), shapes.round().astype(np.int32)])
+        PixelCodec(weights, prediction).codec().push(stack, values)
         total += stack.bits()
+    return total
+
+
+def refined_bits(
+    weights: LosslessWeights, phase: Phase, x: Tensor, a: Tensor, number: int, known: list[refine.Phase]
+) -> float:
+    """As ``phase_bits`` for a phase that comes in passes, the next of ``known`` at its level; x: its samples
+    [1, 3, h, w] inside the picture; a: those of phase A."""
+    total, rows, columns = 0.0, *x.shape[2:]
+    new = refine.Phase(PHASES[len(known)], (a.shape[2], a.shape[3]))
+    for k, c in enumerate(CHANNEL_ORDER):
+        residual, scale, shape = (part[0, k, :rows, :columns] for part in phase)
+        prediction = torch.stack([(x[0, c] - residual) / MEAN_UNIT, scale, shape]).round().int().numpy()
+        passes = refine.Passes(prediction, new, known, refine.usage_of(a[0, c].byte().numpy()))
+        samples, stack = x[0, c].int().numpy(), AnsStack()
+        parts = partial(passes_parts, weights, "", number, passes, np.empty((rows, columns), np.uint8))
+        chain(parts).push(stack, [passes.of(i, samples).ravel() for i in range(len(refine.PASSES))])
+        total += stack.bits()
+    known.append(new)
     return total
 
 
@@ -73,12 +94,17 @@ def negative_elbo(weights: LosslessWeights, pixels: NDArray[np.uint8]) -> dict[s
     coarsest, levels = model.vae.likelihood(x[..., ::step, ::step], above), model.phases(x)
     bits = {f"KL {len(latents) - i}": float(latent.kl().sum()) for i, latent in enumerate(latents)}
     bits["x given z"] = phase_bits(weights, coarsest, inside[..., ::step, ::step])
-    for phases in levels:
+    for number, phases in zip(range(config.levels, 0, -1), levels, strict=True):
         step //= 2
-        fine = inside[..., ::step, ::step]
+        fine, samples, known = inside[..., ::step, ::step], x[..., :height:step, :width:step], list[refine.Phase]()
         for phase, (row, column) in zip(phases, ((1, 1), (0, 1), (1, 0)), strict=True):
+            if number > config.refined:
+                part = phase_bits(weights, phase, fine[..., row::2, column::2])
+            else:
+                a = samples[..., ::2, ::2]
+                part = refined_bits(weights, phase, samples[..., row::2, column::2], a, number, known)
             name = f"phases at 1/{step}"
-            bits[name] = bits.get(name, 0.0) + phase_bits(weights, phase, fine[..., row::2, column::2])
+            bits[name] = bits.get(name, 0.0) + part
     return bits
 
 

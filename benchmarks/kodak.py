@@ -267,7 +267,7 @@ def seen_table(results: list[Result]) -> Table:
         [r.codec.title, *(cell(anchor, r, *span) for anchor in anchors for span in SEEN_RANGES)]
         for r in scored.values()
     ]
-    return [["SSIMULACRA2", *head], *lines]
+    return [["codec", *head], *lines]
 
 
 def lossless_table(results: list[Result]) -> Table:

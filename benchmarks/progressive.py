@@ -67,7 +67,7 @@ def progressive(codec: Codec, picture: Picture, quality: float, lossless: bool, 
     if whole.tobytes() != codec.decompress(plain).tobytes():
         raise SystemExit(f"{picture.name}: the progressive file decodes to other pixels")
     rng, size, info = Random(number), len(data), read_info(data)
-    first, curve, known = info.previews[0], list[tuple[float, float]](), dict[int, float]()
+    first, curve, known = (info.previews or [size])[0], list[tuple[float, float]](), dict[int, float]()
     for place in range(PREFIXES):
         end = first + int((size - first) * ((place + rng.random()) / PREFIXES) ** 2)
         # Of one tile, the bytes of a part that is not whole show nothing.
@@ -167,8 +167,9 @@ def run(files: Sequence[Path], out: Path, quality: float, count: int) -> None:
                 curves[name].append([(share, psnr(image, shown)) for share, shown in drawn])
         if not strips:
             for name, (data, draw) in parts.items():
-                shown = [(draw(data[: round(share * len(data))]), round(share * len(data))) for share in SHOWN]
-                strips.append([(p, f"{name}, {size:,} bytes, {psnr(image, p):.1f} dB") for p, size in shown])
+                least = round(ours.first * len(data)) if data is ours.data else 0
+                shown = [(draw(data[:end]), end) for end in (max(least, round(s * len(data))) for s in SHOWN)]
+                strips.append([(p, f"{name}, {end:,} bytes, {psnr(image, p):.1f} dB") for p, end in shown])
         if file in some:
             lossless.append(progressive(codec, picture, quality, True, number))
             curves["vaecodec lossless"].append(lossless[-1].curve)

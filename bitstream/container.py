@@ -24,8 +24,9 @@ _CRC = struct.Struct("<I")
 _TILES = b"TILE"
 _ENTRY = (6, 15)  # the fewest and the most bytes of a tile in the directory
 
-NETWORK, PLAIN, RAW = 0, 2, 3
-"""Tile methods of lossy files; lossless ones have PLAIN and RAW, too."""
+NETWORK, SPARSE, PLAIN, RAW = range(4)
+"""Tile methods of lossy files; lossless ones have PLAIN and RAW, too. SPARSE: by networks as well, without what is all
+but certain."""
 BITS_BACK, ROUNDED = 0, 1
 """Of lossless files. ROUNDED: too few bits to pop latents from, so that their rounded means are sent."""
 LANES = tuple(1 << k for k in range(9))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from .errors import CorruptError
 
 PARTS = b"PART"
-PARTS_MAX = 64
+PARTS_MAX = 128
 """Of a tile."""
 
 Parts = Sequence[tuple[int, ...]]

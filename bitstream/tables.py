@@ -85,6 +85,19 @@ class Tables:
         return np.repeat(self.starts, used) + symbols
 
     @cached_property
+    def likeliest(self) -> NDArray[np.int32]:
+        """int32 [T]: of each table the value that is most likely of those it lists, the first of equals."""
+        listed = [int(np.argmax(counts[: len(counts) - self.escape])) for counts in self.counts]
+        values: NDArray[np.int32] = (self.lows + np.array(listed)).astype(np.int32)
+        return values
+
+    @cached_property
+    def certain(self) -> NDArray[np.bool_]:
+        """bool [T]: whether that value has a probability of 1 - 2**-8 or more."""
+        most = [int(counts[: len(counts) - self.escape].max()) for counts in self.counts]
+        return np.array(most) >= TOTAL - (TOTAL >> 8)
+
+    @cached_property
     def entry_bits(self) -> NDArray[np.float64]:
         """float64 [entries of all tables]: what each costs in bits."""
         bits: NDArray[np.float64] = PRECISION - np.log2(np.concatenate(self.counts))

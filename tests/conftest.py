@@ -17,6 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, settings
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 from training_process import SECONDS
@@ -25,7 +26,7 @@ import vaecodec.codec
 import vaecodec.kinds
 from vaecodec import Codec, kinds
 from vaecodec.cli import main
-from vaecodec.lossless import layers as lossless
+from vaecodec.lossless import layers as lossless, refine
 from vaecodec.lossless.model import LosslessModel
 from vaecodec.lossless.weights import assembled
 from vaecodec.lossy import misfits
@@ -33,7 +34,7 @@ from vaecodec.lossy.layers import Config
 from vaecodec.lossy.model import LossyModel
 from vaecodec.networks import tensors_in, write
 from vaecodec.training import loop as train, lossless as lossless_training, lossy as lossy_training
-from vaecodec.weights import read
+from vaecodec.weights import read, scrambled_array
 
 HERE = Path(__file__).parent
 TINY = HERE / "golden" / "tiny.safetensors"
@@ -80,6 +81,27 @@ def moving(lossless: Codec) -> Codec:
     """The codec, whose tiles now move their scales."""
     weights = lossless.lossless
     weights.config = replace(weights.config, groups=20)
+    return lossless
+
+
+def refiners(width: int, levels: int) -> dict[str, NDArray[Any]]:
+    """Tensors of refiners that move everything, the same for ever."""
+    tensors: dict[str, NDArray[Any]] = {}
+    for seed, place in enumerate(refine.all_of(levels)):
+        inputs = refine.input_count(*place[1:])
+        sizes = {"w_1": (width, inputs, 2000), "b_1": (width, 1, 30_000), "w_2": (3, width, 500), "b_2": (3, 1, 9000)}
+        for part, (rows, columns, spread) in sizes.items():
+            values = scrambled_array(1, 100 + seed, rows * columns, spread)[0, -1]
+            kind = np.int16 if part[0] == "w" else np.int32
+            tensors[f"{refine.name_of(*place)}.{part}"] = values.reshape(rows, columns).astype(kind)
+    return tensors
+
+
+def refined(lossless: Codec) -> Codec:
+    """The codec, whose tiles now move their scales and are refined."""
+    weights = moving(lossless).lossless
+    weights.config = replace(weights.config, refined=2)
+    weights.refiners = refine.layers_of(refiners(4, 2), 2)
     return lossless
 
 

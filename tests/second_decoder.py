@@ -119,7 +119,7 @@ def read_parts(index: bytes, lengths: list[int]) -> list[list[int]]:
     at, tiles = 0, []
     for length in lengths:
         cuts, at = varint(index, at, "corrupt")
-        require(cuts <= 63, "corrupt", "parts")
+        require(cuts <= 127, "corrupt", "parts")
         words = []
         for _ in range(cuts):
             number, at = varint(index, at, "corrupt")

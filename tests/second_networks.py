@@ -131,10 +131,13 @@ def synthesis(weights: Weights, stream: Array, seen: Array) -> Array:
     return shuffled(weights.layer("g_s.head", stream, (1 / 128, 1 / 1024), (1 - 2**17, 2**17 - 1)), 8) * 64 + 128
 
 
-def latents(weights: Weights, coder: Coder, h: int, w: int, in_parts: bool) -> tuple[Array, int]:
+def latents(weights: Weights, coder: Coder, h: int, w: int, tile: Tile) -> tuple[Array, int]:
     """Latents [M, h, w] of a tile, which may be in parts, and the CRC-32 of what was popped."""
     c, crc = weights.config, 0
     tables, u = weights.tables("tables"), 2.0 ** -c["bits"]
+    lows, listed = tables[0], [counts[: len(counts) - tables[2]] for counts in tables[1]]
+    certain = np.array([max(counts) >= 2**24 - 2**16 for counts in listed])
+    likeliest = np.array([low + counts.index(max(counts)) for low, counts in zip(lows, listed, strict=True)])
     m, wide, hidden = c["latent"], 2**17 - 1, (0, round(255 / 16 / u))
 
     def pop(ids: Array) -> Array:
@@ -165,11 +168,12 @@ def latents(weights: Weights, coder: Coder, h: int, w: int, in_parts: bool) -> t
         mine = channel // (m // 4) == s ^ (2 * (row % 2) + column % 2)
         quarters = [part.reshape(4, m // 4, h, w) for part in (mean, index, mine)]
         picked = [np.where(quarters[2], part, 0).sum(0) for part in quarters[:2]]
-        order = np.argsort(-picked[1].ravel() * in_parts, kind="stable")
+        ids = picked[1].ravel().astype(int)
+        v, coded = likeliest[ids].astype(float), np.flatnonzero(~certain[ids] | (tile.method == 0))
+        order = coded[np.argsort(-ids[coded] * bool(tile.parts), kind="stable")]
         n = order.size
-        v = np.empty(n)
-        for array in np.split(order, [n // 64, n // 16, n // 4]) if in_parts else [order]:
-            v[array] = pop(picked[1].ravel()[array])
+        for array in np.split(order, [n // 64, n // 16, n // 4]) if tile.parts else [order]:
+            v[array] = pop(ids[array])
         values = v.reshape(picked[1].shape) + picked[0]
         y = np.where(mine, np.broadcast_to(values, (4, *values.shape)).reshape(m, h, w), y)
     return y, crc
@@ -185,11 +189,11 @@ def decode_lossy(header: Header, tiles: Sequence[Tile], weights: Weights) -> Pic
         for start in range(0, columns, side):
             tile, h, w = next(left), min(side, rows - top), min(side, columns - start)
             part = whole[16 * top : 16 * (top + h), 16 * start : 16 * (start + w)]
-            if tile.method:
+            if tile.method > 1:
                 part[:] = second.decode_tile(tile, *part.shape, header.depth)
                 continue
             coder = Coder(tile.data, tile.lanes)
-            y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w, bool(tile.parts))
+            y[:, top : top + h, start : start + w], crc = latents(weights, coder, h, w, tile)
             seen[top : top + h, start : start + w] = 1
             clear = part[..., colours:]
             if channels > colours:
@@ -212,6 +216,15 @@ def decode_lossy(header: Header, tiles: Sequence[Tile], weights: Weights) -> Pic
 # Lossless tiles
 
 INVERSES = [round(256 * 0.5 / (0.07 * (40 / 0.07) ** (i / 39))) for i in range(40)]
+SCALES = [0.07 * (40 / 0.07) ** (i / 39) for i in range(40)]
+WIDE = np.array([round(128 * scale) for scale in SCALES])
+SHARP = np.array([round(2048 / scale) for scale in SCALES])
+MODES: Set = ([0], [[2**21, 2**22, 2**24 - 2**22 - 2**21]], False)
+_counts = [2 ** (21 - abs(w) // 2) * (w != 0) for w in range(-16, 17)]
+WEIGHTS: Set = ([-16], [[count or 2**24 - sum(_counts) for count in _counts]], False)
+SIDES, CORNERS = [(-1, 0), (1, 0), (0, -1), (0, 1)], [(-1, -1), (-1, 1), (1, -1), (1, 1)]
+PASSES = [((0, 0), []), ((1, 1), [CORNERS]), ((0, 1), [SIDES]), ((1, 0), [SIDES, CORNERS])]
+BESIDE = {"D": [], "B": [[(-1, 0), (0, 0)]], "C": [[(0, -1), (0, 0)], [(0, 0), (0, 1), (1, 0), (1, 1)]]}
 OFFSETS: Set = ([-4], [[2 ** (22 - abs(k)) if k else 2**23 + 2**19 for k in range(-4, 5)]], False)
 GREEN_FIRST = (1, 0, 2)
 
@@ -297,18 +310,90 @@ class Lossless:
 
     # Samples
 
-    def pop_samples(self, mean: Array, index: Array, shape: Array) -> Array:
-        eighths, scales = (8 * mean).astype(int), index.astype(int)
-        groups = self.weights.config["groups"]
+    def offsets(self, scales: Array) -> Array:
+        """What is added to each scale."""
+        groups, moved = self.weights.config["groups"], np.zeros(40, int)
         if groups:
-            group = scales * groups // 40
-            often = [g for g in range(groups) if (group == g).sum() >= 64]
-            moved = np.zeros(groups, int)
-            moved[often] = second.pop_values(self.coder, *OFFSETS, [0] * len(often))
-            scales = np.clip(scales + moved[group], 0, 39)
-        ids = (scales * 3 + shape.astype(int)) * 8 + eighths % 8
+            counts = np.bincount(scales.ravel() * groups // 40, minlength=groups)
+            often = np.flatnonzero(counts >= 64)
+            by = np.zeros(groups, int)
+            by[often] = second.pop_values(self.coder, *OFFSETS, [0] * len(often))
+            moved = by[np.arange(40) * groups // 40]
+        return moved
+
+    def pop_samples(self, eighths: Array, scales: Array, shapes: Array) -> Array:
+        return self.pop_under(eighths, np.clip(scales + self.offsets(scales)[scales], 0, 39), shapes)
+
+    def pop_under(self, eighths: Array, scales: Array, shapes: Array) -> Array:
+        ids = (scales * 3 + shapes) * 8 + eighths % 8
         values = second.pop_values(self.coder, *self.pixels, ids.ravel().tolist())
-        return np.array(values).reshape(mean.shape) + eighths // 8
+        return np.array(values, int).reshape(eighths.shape) + eighths // 8
+
+    def passes(
+        self, place: str, parts: tuple[Array, Array, Array], errors: dict[tuple[str, int], Array], a: Array
+    ) -> Array:
+        """Samples of one colour of a phase, and their errors into ``errors``; these have a margin of one, and more.
+        a: the colour's samples of A."""
+        _, phase, colour = place.split(".")
+        k, (m, i, shapes) = int(colour), parts
+        rows, columns = m.shape
+        x, e = np.zeros((rows, columns), int), np.zeros((rows + 3, columns + 3), int)
+        y = np.pad(m, 1, "edge") if m.size else np.zeros((rows + 2, columns + 2), int)
+        t = [round(16 * math.log2(8 + int((a == v).sum()))) for v in range(256)]
+        t = [t[0], *t, t[-1], t[-1]]
+        more = np.clip(np.diff(t), -64, 64)
+        for j, ((top, left), fours) in enumerate(PASSES):
+            mine = (slice(top, None, 2), slice(left, None, 2))
+
+            def at(plane: Array, row: int = 0, column: int = 0, top: int = top, left: int = left) -> Array:
+                whole = np.zeros((rows + 3, columns + 3), int)
+                part = plane[: rows + 3, : columns + 3]
+                whole[: part.shape[0], : part.shape[1]] = part
+                whole = whole[1 + row : 1 + row + rows, 1 + column : 1 + column + columns]
+                return whole[top::2, left::2]
+
+            if j == 0:
+                moves = self.offsets(i[mine])
+                i = np.clip(i + moves[i], 0, 39)
+            mean, scale, shape = m[mine], i[mine], shapes[mine]
+            places = [place for four in fours for place in four]
+            inputs, f = [at(e, *place) for place in places], []
+            if phase == "D":
+                inputs += [np.clip((at(y, *p) - mean) * SHARP[scale] + 2048 >> 12, -64, 64) for p in places]
+            for four in fours:
+                inputs.append((sum(abs(at(e, *p)) for p in four) >> 2) - 16)
+                f.append(sum(at(e, *p) for p in four) + 2 >> 2)
+            for earlier in range(k):
+                f.append(at(errors[phase, earlier]))
+                inputs += [f[-1], abs(f[-1])]
+            for other, touching in zip("DB", BESIDE[phase], strict=False):
+                found = [at(errors[other, k], *p) for p in touching]
+                inputs += found
+                f.append(sum(found) // len(found))
+            inputs += [2 * scale - 32, 16 * shape - 16]
+            inputs += [more[mean // 8 + v] for v in range(3)] + [4 * (mean % 8) - 16]
+            mode, *_ = second.pop_values(self.coder, *MODES, [0])
+            if mode:
+                name = f"refine.{place}.{j}"
+                w_1, b_1, w_2, b_2 = (
+                    self.weights.tensors[f"{name}.{part}"].astype(np.int64) for part in ("w_1", "b_1", "w_2", "b_2")
+                )
+                h = np.clip(w_1 @ np.stack(inputs).reshape(len(inputs), mean.size) + b_1 >> 8, 0, 255)
+                o = (w_2 @ h + b_2).reshape(3, *mean.shape)
+                if mode == 2:
+                    own = second.pop_values(self.coder, *WEIGHTS, [0] * len(f))
+                    o[0] += 32 * sum((w * part for w, part in zip(own, f, strict=True)), start=np.zeros_like(mean))
+                by = np.clip(o[0] + 32 >> 6, -1024, 1024)
+                mean = np.clip(mean + (by * WIDE[scale] + 2048 >> 12), 0, 2040)
+                scale = np.clip(scale + (o[1] + 2048 >> 12), 0, 39)
+                shape = np.clip(shape + (o[2] + 8192 >> 14), 0, 2)
+            step = np.where(scale < 16, 1, np.where(scale < 24, 2, 4))
+            x[mine] = self.pop_under((mean + step // 2) // step * step, scale, shape)
+            x[mine] = np.clip(x[mine], 0, 255)
+            e[1 : 1 + rows, 1 : 1 + columns][mine] = np.clip((8 * x - m) * SHARP[i] + 512 >> 10, -80, 80)[mine]
+            y[1 : 1 + rows, 1 : 1 + columns][mine] = 8 * x[mine]
+        errors[phase, k] = e
+        return x
 
     def phase(
         self,
@@ -320,8 +405,9 @@ class Lossless:
         spread: Array | None,
         outside: Array,
         inside: tuple[int, int],
+        errors: dict[tuple[str, int], Array] | None = None,
     ) -> tuple[Array, Array]:
-        """Samples and normalised residuals [3, h, w]."""
+        """Samples and normalised residuals [3, h, w]. errors: of the level, by phase and colour, if it has passes."""
         x, residuals, normal = outside.copy(), list[Array](), list[Array]()
         rows, columns = inside
         in_bytes = self.in_bytes and spread is not None
@@ -352,7 +438,12 @@ class Lossless:
             index, shape = np.rint(np.clip(16 + 4 * out[1], 0, 39)), np.rint(np.clip(1 + 2 * out[2], 0, 2))
             if k < self.colours:
                 part = (slice(rows), slice(columns))
-                x[c][part] = np.clip(self.pop_samples(mean[part], index[part], shape[part]), 0, 255)
+                ints = (8 * mean[part]).astype(int), index[part].astype(int), shape[part].astype(int)
+                if errors is None:
+                    x[c][part] = np.clip(self.pop_samples(*ints), 0, 255)
+                else:
+                    place = f"{self.weights.config['levels'] - int(name[7])}.{name[-1]}.{k}"
+                    x[c][part] = self.passes(place, ints, errors, outside[c])
             else:
                 x[c] = x[1]
             residuals.append(x[c] - mean)
@@ -374,6 +465,7 @@ class Lossless:
             block = f"{name}.blocks.{i}"
             h = self.of_bytes(f"{block}.conv", h) if self.in_bytes else self.residual(block, h)
         known, fine = [a], np.zeros((3, 2 * a.shape[1], 2 * a.shape[2]))
+        errors: dict[tuple[str, int], Array] | None = {} if last - d < self.weights.config.get("refined", 0) else None
         fine[:, ::2, ::2] = a
         for phase, row, column in (("D", 1, 1), ("B", 0, 1), ("C", 1, 0)):
             differences = [np.stack([p[0] - p[1], p[1], p[2] - p[1]]) for p in known]
@@ -391,7 +483,7 @@ class Lossless:
             inside = (rows + 1 - row) // 2, (columns + 1 - column) // 2
             spread = logarithm(ordered[3] - ordered[0])
             centre = (ordered[1] + ordered[2]) / 2
-            x, normal = self.phase(f"{name}.heads.{phase}", h, centre, 8, linear, spread, a, inside)
+            x, normal = self.phase(f"{name}.heads.{phase}", h, centre, 8, linear, spread, a, inside, errors)
             fine[:, row::2, column::2] = x
             known.append(x)
             update = f"{name}.updates.{phase}"

@@ -22,6 +22,7 @@ from bitstream import (
     PLAIN,
     RAW,
     ROUNDED,
+    SPARSE,
     AnsStack,
     Container,
     CorruptError,
@@ -185,6 +186,7 @@ def test_no_network_runs_on_nothing(codec: Codec, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(type(codec.lossy), "features", fail)
     for kind, method, model in (
         (Kind.LOSSY, NETWORK, codec.lossy.identity),
+        (Kind.LOSSY, SPARSE, codec.lossy.identity),
         (Kind.LOSSLESS, BITS_BACK, codec.lossless.identity),
         (Kind.LOSSLESS, ROUNDED, codec.lossless.identity),
     ):

@@ -20,7 +20,7 @@ pytest.importorskip("ssimulacra2")
 
 from scipy.interpolate import Akima1DInterpolator
 
-from benchmarks import bitsback, codecs, depth, kodak, report, same_bytes, speed, theory
+from benchmarks import bitsback, codecs, depth, device_speed, kodak, progressive, report, same_bytes, speed, theory
 from benchmarks.__main__ import main
 from benchmarks.bd_rate import Curve, bd_rate
 from benchmarks.kodak import decibels
@@ -395,3 +395,26 @@ def test_one_command_makes_all_that_the_readme_shows(tmp_path: Path, monkeypatch
     assert result.exit_code == 0, result.output
     names = ["kodak 3", "bitsback 2", "speed 2", "same_bytes 4", "theory 3"]
     assert calls == [f"benchmarks.{name}" for name in names]
+
+
+@pytest.mark.usefixtures("small_weights", "threads")
+def test_shares_of_the_time_on_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(40, 30).save(tmp_path / "a.png")
+    device_speed.run([tmp_path / "a.png"], 50, "cpu")
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 8
+    for row in rows:
+        *_, speed, networks, coding, transfers, rest = [cell.strip() for cell in row.strip("| ").split("|")]
+        shares = [int(share) for share in (networks, coding, transfers, rest)]
+        assert float(speed) > 0 and 97 <= sum(shares) <= 103 and shares[0] > 0 and shares[1] > 0
+
+
+def test_progressive_files(codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progressive, "Codec", lambda _device: codec)
+    monkeypatch.setenv("PATH", "")  # JPEG XL's commands take long
+    picture(70, 50).save(tmp_path / "x.png")
+    progressive.run([tmp_path / "x.png"], tmp_path, 80, 1)
+    result = json.loads((tmp_path / "progressive.json").read_text())
+    assert result["lossy"]["pictures"] == result["lossless"]["pictures"] == 1
+    assert {len(curve) for curve in result["curves"].values()} == {progressive.PREFIXES + 1}
+    assert {"progressive.png", "progressive_strip.jpg"} <= {file.name for file in tmp_path.iterdir()}

@@ -306,7 +306,7 @@ def test_files_of_other_weights_kinds_modes_and_methods(tiny: Codec) -> None:
         with pytest.raises(error):
             tiny.decompress(pack(replace(file.header, **changes), file.tiles))
     with pytest.raises(VersionError):
-        tiny.decompress(pack(file.header, [replace(file.tiles[0], method=1)]))
+        tiny.decompress(pack(file.header, [replace(file.tiles[0], method=4)]))
     with pytest.raises(CorruptError):
         tiny.decompress(pack(file.header, [replace(file.tiles[0], crc=0)]))
 

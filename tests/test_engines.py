@@ -10,7 +10,7 @@ from conftest import DOUBTFUL, PHOTO, TINY, TINY_LOSSLESS, cli, packaged, pictur
 
 import vaecodec.engines
 import vaecodec.kinds
-from bitstream import NETWORK, unpack
+from bitstream import SPARSE, unpack
 from vaecodec import Codec, WeightsError
 from vaecodec.engines import MissingError
 from vaecodec.lossy import misfits
@@ -89,7 +89,7 @@ def test_tiles_without_networks_are_masked_alike(monkeypatch: pytest.MonkeyPatch
     )
     files = [codec.compress(image, 90) for codec in codecs]
     for data in files:
-        assert len({tile.method == NETWORK for tile in unpack(data).tiles}) == 2
+        assert len({tile.method == SPARSE for tile in unpack(data).tiles}) == 2
         assert np.array_equal(*(codec.decode_array(data) for codec in codecs))
 
 

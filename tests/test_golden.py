@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TINY_FINER, TINY_LOSSLESS, in_bytes, moving
+from conftest import TINY, TINY_FINER, TINY_LOSSLESS, in_bytes, moving, refined
 
 from bitstream import Kind, Mode, unpack
 from vaecodec import Codec
@@ -27,6 +27,7 @@ def codecs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "lossless": Codec("cpu", TINY_LOSSLESS, engine=engine),
         "pca": Codec("cpu"),
         "lossless-moving": moving(Codec("cpu", TINY_LOSSLESS, engine=engine)),
+        "lossless-refined": refined(Codec("cpu", TINY_LOSSLESS, engine=engine)),
         "lossless-bytes": Codec("cpu", of_bytes, engine=engine),
     }
 
@@ -44,7 +45,7 @@ def test_golden_files_cover_every_kind_mode_and_method() -> None:
     held = {(c.header.kind, c.header.mode) for c in containers}
     assert held >= {(kind, mode) for kind in (Kind.LOSSY, Kind.LOSSLESS) for mode in Mode}
     assert {tile.method for c in containers if c.header.kind == Kind.LOSSLESS for tile in c.tiles} == {0, 1, 2, 3}
-    assert {tile.method for c in containers if c.header.kind == Kind.LOSSY for tile in c.tiles} == {0, 2, 3}
+    assert {tile.method for c in containers if c.header.kind == Kind.LOSSY for tile in c.tiles} == {0, 1, 2, 3}
     assert {c.header.mode.name for c in containers if c.header.colour} == {"RGB", "RGBA", "RGB;16"}
     assert any(len(c.tiles) > 1 for c in containers) and any(c.sections for c in containers)
     names = {folder: set(json.loads((folder / "hashes.json").read_text())) for folder in {p.parent for p in FILES}}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, TINY_CPU, cli, moving, names, picture, same, saved
+from conftest import CPU, TINY_CPU, cli, moving, names, picture, refined, same, saved
 from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -41,7 +41,8 @@ from vaecodec.image import ImageError, Samples, samples_of
 from vaecodec.kinds import packaged
 from vaecodec.lossless.heads import Phase
 from vaecodec.lossless.layers import CHANNEL_ORDER, PHASES, SHAPES, scale_of
-from vaecodec.lossless.tile import COLOURS, OFTEN, Latents, Network, TileCoder, pixel_codec
+from vaecodec.lossless.samples import OFTEN, PixelCodec
+from vaecodec.lossless.tile import COLOURS, Latents, Network, TileCoder
 from vaecodec.lossless.weights import LosslessWeights
 from vaecodec.plain_tiles import crc_of
 from vaecodec.weights import WeightsError
@@ -189,7 +190,7 @@ def test_residuals_of_another_size_than_foretold_are_given_other_tables(
     steps, shapes = random.integers(0, 2040, count).astype(np.int32), np.ones(count, np.int32)
     deviation = spread * scale_of(torch.from_numpy(scales)).numpy()
     values = np.rint(steps / 8 + random.logistic(0, deviation)).astype(np.int32)
-    codec = pixel_codec(moving_codec.lossless, steps, scales, shapes)
+    codec = PixelCodec(moving_codec.lossless, np.stack([steps, scales, shapes])).codec()
     stack = AnsStack()
     codec.push(stack, values)
     unmoved = moving_codec.lossless.pixel_tables.bits((scales * SHAPES + shapes) * 8 + steps % 8, values - steps // 8)
@@ -198,6 +199,18 @@ def test_residuals_of_another_size_than_foretold_are_given_other_tables(
     else:
         assert stack.bits() < unmoved.sum() + 64
     assert np.array_equal(codec.pop(stack), values) and stack.is_empty()
+
+
+# Passes
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 5), (5, 6), (70, 1), (131, 94)])
+def test_tiles_that_are_refined(lossless_weights: Path, size: tuple[int, int], mode: str) -> None:
+    codec = refined(Codec("cpu", lossless_weights))
+    image = photograph(*size, mode)
+    assert same(codec.decompress(codec.compress(image, lossless=True)), image)
 
 
 # Ways of coding a tile, and how long they may become

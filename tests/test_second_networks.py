@@ -8,10 +8,31 @@ import numpy as np
 import pytest
 import second_decoder as second
 import second_networks as networks
-from conftest import TINY, TINY_FINER, TINY_LOSSLESS, in_bytes
+from conftest import TINY, TINY_FINER, TINY_LOSSLESS, in_bytes, picture, refined, refiners
+
+from vaecodec import Codec
+from vaecodec.lossless.tile import TileCoder
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = [p for p in sorted(GOLDEN.glob("*/*.vae")) if not p.stem.startswith("pca")]
+
+
+def refine(weights: networks.Weights) -> None:
+    weights.config["groups"], weights.config["refined"] = 20, 2
+    weights.tensors |= refiners(4, 2)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 6), (83, 70)])
+def test_refined_tiles(size: tuple[int, int], mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TileCoder, "push", lambda coder, samples: coder._push_network(coder.weights, samples))
+    image = picture(*size, mode)
+    header, _, tiles = second.read(refined(Codec("cpu", TINY_LOSSLESS)).compress(image, lossless=True))
+    weights = networks.Weights(TINY_LOSSLESS, 0)
+    refine(weights)
+    channels = second.CHANNELS[header.mode]
+    samples = networks.decode_lossless_tile(weights, tiles[0], header.height, header.width, channels)
+    assert np.array_equal(np.array(samples).squeeze(), np.asarray(image).squeeze())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -24,12 +45,14 @@ def test_golden_files(path: Path, tmp_path: Path) -> None:
     elif header.kind == 2 and methods <= {0, 1} and len(tiles) == 1:
         tiny = in_bytes(tmp_path / "bytes.safetensors") if path.stem == "lossless-bytes" else TINY_LOSSLESS
         weights = networks.Weights(tiny, 0)
-        weights.config["groups"] = 20 if path.stem == "lossless-moving" else 0
+        weights.config["groups"] = 20 if path.stem in ("lossless-moving", "lossless-refined") else 0
+        if path.stem == "lossless-refined":
+            refine(weights)
         channels = second.CHANNELS[header.mode]
         picture = networks.decode_lossless_tile(weights, tiles[0], header.height, header.width, channels)
     else:
         return  # tested beside the second decoder of what needs no networks
-    assert header.model == weights.identity or path.stem == "lossless-moving"
+    assert header.model == weights.identity or path.stem in ("lossless-moving", "lossless-refined")
     samples = np.array(picture, "<u1" if header.depth == 8 else "<u2")
     assert hashlib.sha256(samples.tobytes()).hexdigest() == digest
 

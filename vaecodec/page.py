@@ -25,11 +25,13 @@ def files_of(runtime: Path, weights: Sequence[Path]) -> Iterator[tuple[str, byte
     """
     for name in RUNTIME:
         yield f"ort/{name}", (runtime / name).read_bytes()
+    named = set[bytes]()
     for path in (*weights, *searched(), *map(packaged, KINDS)):
         stored = read(path)
-        if stored.about.kind in KINDS:
+        if stored.about.kind in KINDS and stored.identity not in named:
+            named.add(stored.identity)
             yield f"weights/{stored.identity.hex()}.safetensors", decoder_of(stored)
-        elif path in weights:
+        elif path in weights and stored.about.kind not in KINDS:
             raise WeightsError(f"{path.name}: the page shows no files of kind {stored.about.kind}")
     for part in sorted(resources.files("vaecodec").joinpath("web").iterdir(), key=lambda part: part.name):
         if part.is_file() and not part.name.endswith(".d.ts"):

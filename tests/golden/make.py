@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from conftest import LOSSLESS, TINY, TINY_BYTES, TINY_FINER, TINY_LOSSLESS, in_bytes, moving, picture  # noqa: E402
+from conftest import LOSSLESS, TINY, TINY_BYTES, TINY_FINER, TINY_LOSSLESS, in_bytes, moving, picture, refined  # noqa: E402
 
 from benchmarks import pca  # noqa: E402
 from bitstream import coder  # noqa: E402
@@ -143,6 +143,8 @@ def made() -> Iterator[tuple[str, bytes]]:
     with mock.patch.object(lossy, "tile", 64), mock.patch.object(misfits, "signs", signs):
         yield "lossy mixed", lossy.compress(mixed, 100)
     yield "lossless fitted", lossless.compress(picture(256, 128), lossless=True, fast=True)
+    with mock.patch.object(TileCoder, "push", by_networks):
+        yield "lossless refined", refined(Codec("cpu", TINY_LOSSLESS)).compress(picture(90, 70), lossless=True)
     for mode in ("L", "RGB"):
         yield f"pca {mode}", pca.compress(modes[mode], 60)
     with mock.patch.object(coder, "_LANES_SHARE", 8):  # lanes, which tiles of this size do not have otherwise
@@ -164,6 +166,7 @@ def made() -> Iterator[tuple[str, bytes]]:
         yield "lossless progressive tiles", tiles
     with mock.patch.object(TileCoder, "push", by_networks):
         yield "lossless bytes", codec_in_bytes().compress(picture(90, 70), lossless=True)
+    yield "lossy sparse", lossy.compress(modes["RGB"], 60)
 
 
 def codec_in_bytes() -> Codec:
@@ -179,6 +182,8 @@ def decoded(name: str, data: bytes) -> NDArray[Any]:
         return Codec("cpu").decode_array(data)
     if name == "lossless-moving":
         return moving(Codec("cpu", TINY_LOSSLESS)).decode_array(data)
+    if name == "lossless-refined":
+        return refined(Codec("cpu", TINY_LOSSLESS)).decode_array(data)
     if name == "lossless-bytes":
         return codec_in_bytes().decode_array(data)
     tiny = TINY_LOSSLESS if name.startswith("lossless") else TINY_FINER if name == "lossy-finer" else TINY

@@ -28,6 +28,8 @@ from .numbers import (
     SHAPES as PIXEL_SHAPES,
     Config,
 )
+from .pixels import MARGIN, halved, local_mean, nearest, padded
+from .refine import layers_of
 
 Result = TypeVar("Result")
 
@@ -40,8 +42,6 @@ INVERSES = np.array(
     np.float32,
 )
 """By scale index: from a residual in eighths to one in scales, in steps of an activation."""
-MARGIN = 2
-"""Known pixels come with so many more on all sides, those at the border repeated."""
 KERNELS = {
     "8-bit integers": ("", False),
     "8-bit integers, without saturation": ("", True),
@@ -75,6 +75,7 @@ class LosslessNetworks(Sessions):
         self.pixel_tables, self.prior_tables, self.posterior_tables = (
             tables_of(name, decoder) for name in ("pixels", "prior", "posterior")
         )
+        self.refiners = layers_of(decoder, self.config.refined)
         self._intra_op = 1  # stripes are shared out among threads, which waits less than sharing out operators
         self.groups = len(self.config.latents)
         self.kernel = ""
@@ -313,50 +314,6 @@ def logarithm(x: NDArray[np.int16], kind: np.dtype[Any]) -> Array:
     """Of numbers in eighths that are not negative."""
     table: Array = LOGARITHM_BYTES if kind == np.uint8 else LOGARITHMS
     return table.take(x)
-
-
-def halved(x: Array, times: int) -> Array:
-    """Integers divided by 2**times, rounded half to even."""
-    half: Array = x + ((1 << times - 1) - 1) + (x >> times & 1) >> times
-    return half
-
-
-def local_mean(x: NDArray[np.int16]) -> NDArray[np.int16]:
-    """16 times the binomial 3x3 mean of x [3, h, w]; the border is repeated."""
-    x = np.pad(x, ((0, 0), (1, 1), (1, 1)), "edge")
-    x = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
-    mean: NDArray[np.int16] = x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]
-    return mean
-
-
-def nearest(phase: str, known: list[Bytes]) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """See ``lossless.nearest``: int16 [3, h, w] both, the first in halves. known: uint8 with MARGIN."""
-
-    def apart(pixels_8: Bytes) -> NDArray[np.int16]:
-        pixels = pixels_8.astype(np.int16)
-        pixels[::2] -= pixels[1]
-        return pixels
-
-    def at(pixels: NDArray[np.int16], row: int, column: int) -> NDArray[np.int16]:
-        rows, columns = (size - 2 * MARGIN for size in pixels.shape[1:])
-        return pixels[:, MARGIN + row : MARGIN + row + rows, MARGIN + column : MARGIN + column + columns]
-
-    a = apart(known[0])
-    d = a if phase == "D" else apart(known[1])
-    places = {
-        "D": ((a, 0, 0), (a, 1, 1), (a, 0, 1), (a, 1, 0)),
-        "B": ((a, 0, 0), (a, 0, 1), (d, -1, 0), (d, 0, 0)),
-        "C": ((a, 0, 0), (a, 1, 0), (d, 0, -1), (d, 0, 0)),
-    }
-    first, second, third, fourth = (at(*place) for place in places[phase])
-    lows = np.minimum(first, second), np.minimum(third, fourth)
-    highs = np.maximum(first, second), np.maximum(third, fourth)
-    middle = np.maximum(*lows) + np.minimum(*highs)
-    return middle, np.maximum(*highs) - np.minimum(*lows)
-
-
-def padded(x: Bytes) -> Bytes:
-    return np.pad(x, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), "edge")
 
 
 class LevelState:

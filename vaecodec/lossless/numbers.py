@@ -60,6 +60,7 @@ class Config:
     latents: tuple[int, ...] = (16, 16, 16)  # channels of z_1, z_2, z_3
     groups: int = 0  # of scale indices, each of which a tile moves to where its own residuals want it
     activation_bits: int = 16  # of the levels: 8, and between their layers are bytes, which integer kernels multiply
+    refined: int = 0  # levels, the finest, whose phases come in passes that are refined, see ``refine``
 
     @property
     def in_bytes(self) -> bool:

@@ -6,7 +6,7 @@ sent their values; ``bitstream.chain`` runs them forwards to pop and backwards t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,7 +36,9 @@ from bitstream import (
 
 from ..image import Samples
 from ..plain_tiles import check_empty, checked, crc_of, grey_samples, plain_tile, raw_tile, samples_in
-from .numbers import CHANNEL_ORDER, FRACTIONS, LATENT_FRACTIONS, PHASES, SCALES, SHAPES, Config
+from . import refine
+from .numbers import CHANNEL_ORDER, LATENT_FRACTIONS, PHASES, Config
+from .samples import PixelCodec, passes_parts
 
 Values = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
@@ -70,6 +72,7 @@ class Networks(Protocol):
     pixel_tables: Tables
     prior_tables: Tables
     posterior_tables: Tables
+    refiners: dict[str, refine.Layers]
     identity: bytes
 
     @property
@@ -114,13 +117,16 @@ def may_be_drawn(samples: Samples) -> bool:
     return bool(flat > FLAT) or len(np.unique(some)) < some.size / FEW
 
 
-def phase_views(picture: NDArray[np.int32], levels: int, colours: int) -> list[NDArray[np.int32]]:
-    """Views into a picture [3, H, W]: what is coded at each level, coarsest first, by phase and colour."""
+def phase_views(picture: NDArray[np.int32], config: Config, colours: int) -> list[NDArray[np.int32]]:
+    """Views into a picture [3, H, W]: what is coded at each level, coarsest first, by phase, colour and pass."""
     views = []
-    for level in range(levels - 1, -1, -1):
+    for level in range(config.levels - 1, -1, -1):
         fine = picture[:, :: 2**level, :: 2**level]
         for row, column in ((1, 1), (0, 1), (1, 0)):  # D, B, C
-            views += [fine[c, row::2, column::2] for c in CHANNEL_ORDER[:colours]]
+            phases = [fine[c, row::2, column::2] for c in CHANNEL_ORDER[:colours]]
+            if level < config.refined:
+                phases = [phase[top::2, left::2] for phase in phases for top, left in refine.PASSES]
+            views += phases
     return views
 
 
@@ -203,66 +209,6 @@ class TileCoder:
         return samples
 
 
-OFTEN = 64
-"""Values that a group of scale indices must have to be moved."""
-OFFSETS = np.arange(-4, 5, dtype=np.int32)
-OFFSET_TABLES = Tables(
-    OFFSETS[:1], [np.array([2 ** (22 - abs(k)) if k else 2**23 + 2**19 for k in OFFSETS])], escape=False
-)
-LOOKED_AT = 4096
-"""So many values are enough to choose offsets by."""
-
-
-def pixel_codec(weights: Networks, steps: Values, scales: Values, shapes: Values) -> Codec[Values]:
-    """Samples [N] of one phase and colour, from their means in steps of MEAN_UNIT, scale indices and shapes.
-
-    Scales are what the training pictures taught. Where a tile's residuals are larger or smaller, it says so before
-    them: by an offset for each group of indices that occurs often.
-    """
-    tables, groups = weights.pixel_tables, weights.config.groups
-    floors = steps // FRACTIONS
-    fractions = steps - floors * FRACTIONS
-
-    def guess() -> Values:
-        return floors + (2 * fractions >= FRACTIONS)
-
-    def under(scales: Values) -> Codec[Values]:
-        return table_codec(tables, (scales * SHAPES + shapes) * FRACTIONS + fractions, floors)
-
-    if not groups:
-        codec = under(scales)
-        return Codec(codec.push, codec.pop, guess)
-    every = np.arange(SCALES, dtype=np.int32)
-    group_of = every * groups // SCALES
-    often = np.flatnonzero(np.bincount(group_of, np.bincount(scales, minlength=SCALES), groups) >= OFTEN)
-    offset_codec = table_codec(OFFSET_TABLES, np.zeros(len(often), np.int32))
-
-    def moved(offsets: Values) -> Codec[Values]:
-        by = np.zeros(groups, np.int32)
-        by[often] = offsets
-        return under(np.clip(every + by[group_of], 0, SCALES - 1)[scales])
-
-    def best(values: Values) -> Values:
-        some = slice(None, None, len(values) // LOOKED_AT | 1)
-        residuals, ids, costs = values[some] - floors[some], shapes[some] * FRACTIONS + fractions[some], []
-        for offset, price in zip(OFFSETS, OFFSET_TABLES.bits(np.zeros(len(OFFSETS), int), OFFSETS), strict=True):
-            tables_of = np.clip(every + offset, 0, SCALES - 1) * (SHAPES * FRACTIONS)
-            bits = tables.bits(tables_of[scales[some]] + ids, residuals)
-            costs.append(some.step * np.bincount(group_of[scales[some]], bits, groups)[often] + price)
-        offsets: Values = OFFSETS[np.argmin(costs, 0)]
-        return offsets
-
-    def push(stack: AnsStack, values: Values) -> None:
-        offsets = best(values)
-        moved(offsets).push(stack, values)
-        offset_codec.push(stack, offsets)
-
-    def pop(stack: AnsStack) -> Values:
-        return moved(offset_codec.pop(stack)).pop(stack)
-
-    return Codec(push, pop, guess)
-
-
 @dataclass
 class Latents:
     """The latents of a tile, the coarsest group first, and what each group says of what is below it: the same whoever
@@ -302,7 +248,7 @@ class Network:
         """Push a picture [3, H, W]; the finest level first, so that the latents can be popped from its bits."""
         step = 2**self.levels
         coarsest = picture[:, ::step, ::step]
-        views = phase_views(picture, self.levels, self.colours)
+        views = phase_views(picture, self.weights.config, self.colours)
         values = [np.ascontiguousarray(view).ravel() for view in views]
         chain(lambda: self._level_parts(coarsest), record).push(stack, values)
         self._coarsest(record).push(stack, [coarsest[c].ravel() for c in CHANNEL_ORDER[: self.colours]])
@@ -315,7 +261,7 @@ class Network:
         picture[:, ::step, ::step] = coarsest
         held = held if held is None else held - 1
         values = chain(lambda: self._level_parts(coarsest), record, held).pop(stack)
-        for view, value in zip(phase_views(picture, self.levels, self.colours), values, strict=True):
+        for view, value in zip(phase_views(picture, self.weights.config, self.colours), values, strict=True):
             view[:] = value.reshape(view.shape)
         if self.colours == 1:
             picture[:] = picture[CHANNEL_ORDER[0]]
@@ -391,7 +337,7 @@ class Network:
     def _likelihood_parts(self, z: Latents) -> Parts:
         outside = np.zeros((3, self.rows, self.columns), np.uint8)
         state = self.weights.likelihood(z.above[0], self.rows, self.columns)
-        yield from self._colours("x", state, outside, self.rows, self.columns)
+        yield from self._colours("x", state, outside, (self.rows, self.columns))
 
     def _level_parts(self, coarsest: NDArray[np.int32]) -> Parts:
         a, features = coarsest.clip(0, 255).astype(np.uint8), None
@@ -402,28 +348,42 @@ class Network:
             state = self.weights.level(depth, a, features)
             fine = np.empty((3, 2 * a.shape[1], 2 * a.shape[2]), np.uint8)
             fine[:, ::2, ::2] = a
+            refined = number <= self.weights.config.refined
+            known: list[refine.Phase] = []
             for name, row, column in zip(PHASES, (1, 0, 1), (1, 1, 0), strict=True):
                 size = (rows + 1 - row) // 2, (columns + 1 - column) // 2
-                x = yield from self._colours(f"{name}_{number}", state, a, *size)
+                phase = refine.Phase(name, a.shape[1:]) if refined else None
+                x = yield from self._colours(f"{name}_{number}", state, a, size, phase, known)
+                known += [phase] if phase else []
                 fine[:, row::2, column::2] = x
             if number > 1:
                 features = state.features()[:, :rows, :columns]
             a = np.ascontiguousarray(fine[:, :rows, :columns])
 
     def _colours(
-        self, name: str, state: Colours, outside: Bytes, rows: int, columns: int
+        self,
+        name: str,
+        state: Colours,
+        outside: Bytes,
+        size: tuple[int, int],
+        phase: refine.Phase | None = None,
+        before: Sequence[refine.Phase] = (),
     ) -> Generator[tuple[str, Codec[Values]], Values, Bytes]:
-        """The colours of one phase, of which rows x columns samples lie inside the picture; those that do not are
-        taken from ``outside``. Returns samples [3, h, w]."""
-        x = outside.copy()
+        """The colours of one phase, of which ``size``, rows and columns, lie inside the picture; samples that do not
+        are taken from ``outside``. Returns samples [3, h, w]. phase: what is to be known of it, where it is refined;
+        before: of the phases of its level before it."""
+        x, (rows, columns) = outside.copy(), size
         for k, c in enumerate(CHANNEL_ORDER):
-            prediction = state.predict()
-            if k < self.colours:
-                steps, scales, shapes = (part[:rows, :columns].ravel() for part in prediction)
-                values = yield f"{name} {COLOURS[c]}", pixel_codec(self.weights, steps, scales, shapes)
-                x[c, :rows, :columns] = values.reshape(rows, columns).clip(0, 255)
-            else:
+            prediction = state.predict()[:, :rows, :columns]
+            inside = x[c, :rows, :columns]
+            if k >= self.colours:
                 x[c] = x[CHANNEL_ORDER[0]]
+            elif phase is None:
+                values = yield f"{name} {COLOURS[c]}", PixelCodec(self.weights, prediction).codec()
+                inside[:] = values.reshape(inside.shape).clip(0, 255)
+            else:
+                passes = refine.Passes(prediction, phase, before, refine.usage_of(outside[c]))
+                yield from passes_parts(self.weights, f"{name} {COLOURS[c]}", int(name[2:]), passes, inside)
             state.see(x[c])
         return x
 

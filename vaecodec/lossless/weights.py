@@ -30,6 +30,7 @@ from .layers import (
     on_grids,
 )
 from .model import Above, Level, LosslessModel
+from .refine import Layers, layers_of
 from .stripes import in_stripes
 from .tile import Bytes, Values
 
@@ -39,13 +40,15 @@ class LosslessWeights:
     """The lossless codec's networks and tables, ready to run.
 
     pixel_tables: for (index * SHAPES + shape) * 8 + fraction of the mean, in eighths. prior_tables and
-    posterior_tables: for index * 4 + fraction, in quarters; the latter without escape. identity: 16 bytes.
+    posterior_tables: for index * 4 + fraction, in quarters; the latter without escape. refiners: see ``refine``.
+    identity: 16 bytes.
     """
 
     model: LosslessModel
     pixel_tables: Tables
     prior_tables: Tables
     posterior_tables: Tables
+    refiners: dict[str, Layers]
     identity: bytes
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -239,4 +242,5 @@ def assembled(stored: Stored) -> LosslessWeights:
     model.vae.top_mean.copy_(decoder["top_mean"] * (LATENT_UNIT / LATENT_FRACTIONS))
     model.vae.top_index.copy_(decoder["top_index"])
     pixels, prior, posterior = (tables_of(name, stored.part("decoder")) for name in ("pixels", "prior", "posterior"))
-    return LosslessWeights(model, pixels, prior, posterior, stored.identity)
+    refiners = layers_of(stored.part("decoder"), model.config.refined)
+    return LosslessWeights(model, pixels, prior, posterior, refiners, stored.identity)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitstream import NETWORK, PLAIN, RAW, Container, Header, Record, Tile, VersionError
+from bitstream import NETWORK, PLAIN, RAW, SPARSE, Container, Header, Record, Tile, VersionError
 
 from ..colour import channels_of, colours_of
 from ..image import Pixels, grey_of
@@ -59,13 +59,13 @@ class LossyCoder:
                 stepped = partial(advance, progress, parts)
                 coded[box] = tile = encoder.push_best(samples, box, stepped)
                 stepped()
-                if tile.method != NETWORK:
+                if tile.method not in (NETWORK, SPARSE):
                     left_out.append(box)
             # Their neighbours have counted on their latents.
             for box in left_out:
                 encoder.missing.add(box)
             around = [box.grown(self.weights.margin) for box in left_out]
-            waiting = [b for b in boxes if coded[b].method == NETWORK and any(b & other for other in around)]
+            waiting = [b for b in boxes if coded[b].method in (NETWORK, SPARSE) and any(b & other for other in around)]
         return [coded[box] for box in boxes]
 
     def decode(
@@ -108,7 +108,7 @@ class LossyCoder:
                 if samples is not None:
                     shown = part.times(PATCH) & wanted
                     samples = samples[shown.within(box.times(PATCH))]
-                    if tile.method == NETWORK:
+                    if tile.method in (NETWORK, SPARSE):
                         colours = self.synthesised(band, part, header, missing)
                         colours = colours[shown.within(part.times(PATCH))]
                         dtype = sample_type(header.depth)
@@ -127,7 +127,7 @@ class LossyCoder:
         record: Record | None,
     ) -> Samples:
         """The alpha of a tile with networks; what g_s reads of it goes into the band. Raises CorruptError."""
-        if tile.method != NETWORK:
+        if tile.method not in (NETWORK, SPARSE):
             raise VersionError(f"unknown tile method {tile.method}")
         assert self.weights is not None
         shape = (covered.rows, covered.columns, channels_of(header) - colours_of(header))

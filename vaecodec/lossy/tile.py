@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitstream import (
-    NETWORK,
+    SPARSE,
     AnsStack,
     Codec,
     CorruptError,
@@ -125,41 +125,55 @@ class Walk:
         return left
 
 
-Choose = Callable[[Walk, int, Symbols], None]
+Bands = list[NDArray[Any]]
+Choose = Callable[[Walk, int, Symbols, Bands], None]
 
 
 def parts_of(
-    networks: Networks, rows: int, columns: int, quality: int, progressive: bool, choose: Choose | None = None
+    networks: Networks,
+    rows: int,
+    columns: int,
+    quality: int,
+    method: int,
+    progressive: bool,
+    choose: Choose | None = None,
 ) -> Generator[tuple[str, Codec[Symbols]], Symbols, Symbols]:
     """z, then the latents of each step. Returns y_hat int32 [M, rows, columns] in steps of the configuration's unit.
 
-    progressive: see ``bands_of``. choose: the encoder's. It is called before the symbols of a step are asked for: what
-    is left for them to say depends on the steps before.
+    method, progressive: see ``bands_of``. choose: the encoder's. It is called before the symbols of a step are asked
+    for, with their table numbers and bands: what is left for them to say depends on the steps before.
     """
-    config = networks.config
+    config, tables = networks.config, networks.tables
+    likeliest = networks.put(tables.likeliest)
     shape = (config.hyper_latent, -(-rows // HYPER), -(-columns // HYPER))
     z_mean, z_ids = (np.broadcast_to(x[:, None, None], shape).astype(np.int32) for x in networks.prior(quality))
-    z = checked((yield "z", table_codec(networks.tables, networks.put(z_ids.ravel())))).reshape(shape)
+    z = checked((yield "z", table_codec(tables, networks.put(z_ids.ravel())))).reshape(shape)
     features = networks.features(z * round(1 / UNIT) + networks.put(z_mean), quality)[:, :rows, :columns]
     walk = Walk(networks, rows, columns)
     for step in range(STEPS):
         walk.mean, index = networks.context(step, features, walk.y_hat, quality)
         ids = index.ravel()
+        bands = bands_of(networks, ids, method, progressive)
         if choose is not None:
-            choose(walk, step, ids)
-        symbols = ids * 0
-        for band in bands_of(networks.get(ids), progressive):
-            symbols[band] = yield f"y_{step + 1}", table_codec(networks.tables, ids[band])
+            choose(walk, step, ids, bands)
+        symbols = likeliest[ids]
+        for band in bands:
+            symbols[band] = yield f"y_{step + 1}", table_codec(tables, ids[band])
         walk.take((checked(symbols).reshape(index.shape) << config.bits) + walk.mean, step)
     return walk.y_hat
 
 
-def bands_of(ids: Symbols, progressive: bool) -> list[NDArray[np.intp] | slice]:
-    """Which latents of a step are coded together, from their table numbers [N]: all or, in progressive files, those
-    with the largest scales first. They say by far the most for their bits."""
+def bands_of(networks: Networks, ids: Symbols, method: int, progressive: bool) -> Bands:
+    """Which latents of a step are coded together, from their table numbers [N]: all of method NETWORK; of SPARSE but
+    those under tables that are all but certain. In progressive files those with the largest scales come first. They say
+    by far the most for their bits."""
+    certain = networks.tables.certain if method == SPARSE else np.zeros(len(networks.tables.sizes), np.bool_)
     if not progressive:
-        return [slice(None)]
-    return [*np.split(np.argsort(-ids, kind="stable"), [ids.size // part for part in BANDS])]
+        return [~networks.put(certain)[ids]]
+    numbers = networks.get(ids)
+    coded = np.flatnonzero(~certain[numbers])
+    order = coded[np.argsort(-numbers[coded], kind="stable")]
+    return [*np.split(order, [order.size // part for part in BANDS])]
 
 
 def checked(symbols: Symbols) -> Symbols:
@@ -176,24 +190,25 @@ def push_tile(
     alpha: Samples,
     depth: int,
     lanes: int | None = None,
+    method: int = SPARSE,
     progressive: bool = False,
 ) -> tuple[Tile, Symbols]:
     """Quantise and code latents [M, h, w], in steps of the quantiser, and alpha [H, W, 1 or 0] of ``depth`` bits.
-    What the decoder needs first is pushed last. lanes: see ``AnsStack``. progressive: in one lane, and with parts.
-    Gives the tile and y_hat, as ``parts_of``."""
+    What the decoder needs first is pushed last. lanes: see ``AnsStack``. method: see ``bands_of``. progressive: in one
+    lane, and with parts. Gives the tile and y_hat, as ``parts_of``."""
     rows, columns = y.shape[1:]
     padded = np.pad(y, ((0, 0), (0, -rows % HYPER), (0, -columns % HYPER)), "edge")
     z_mean = (networks.prior(quality)[0][:, None, None] * UNIT).astype(np.float32)
     z = np.rint(networks.hyper_analyse(padded, quality) - z_mean).clip(-SYMBOL_MAX, SYMBOL_MAX)
     chosen, y_hat, here = [networks.put(z.astype(np.int32).ravel())], list[Symbols](), networks.put(y)
 
-    def choose(walk: Walk, step: int, ids: Symbols) -> None:
-        residual = walk.left(here, step)
-        symbols = networks.quantised(residual.clip(-SYMBOL_MAX, SYMBOL_MAX), ids)
-        chosen.extend(symbols[band] for band in bands_of(networks.get(ids), progressive))
+    def choose(walk: Walk, step: int, ids: Symbols, bands: Bands) -> None:
+        residual = walk.left(here, step).ravel()
+        for band in bands:
+            chosen.append(networks.quantised(residual[band].clip(-SYMBOL_MAX, SYMBOL_MAX), ids[band]))
 
     def parts() -> Parts:
-        y_hat.append((yield from parts_of(networks, rows, columns, quality, progressive, choose)))
+        y_hat.append((yield from parts_of(networks, rows, columns, quality, method, progressive, choose)))
 
     stack = networks.stack(lanes=1 if progressive else lanes)
     if alpha.size:
@@ -202,7 +217,7 @@ def push_tile(
     chain(parts, depths).push(stack, chosen)  # the list grows as its parts are asked for
     cuts = depths.parts() if depths else ()
     crc = checksum([*map(networks.get, chosen), alpha])
-    return Tile(NETWORK, crc, stack.to_bytes(), stack.lanes, cuts), networks.get(y_hat[0])
+    return Tile(method, crc, stack.to_bytes(), stack.lanes, cuts), networks.get(y_hat[0])
 
 
 def pop_tile(
@@ -222,7 +237,7 @@ def pop_tile(
     stack, y_hat = networks.stack(tile.words, tile.lanes), list[Symbols]()
 
     def parts() -> Parts:
-        y_hat.append((yield from parts_of(networks, rows, columns, quality, bool(tile.parts))))
+        y_hat.append((yield from parts_of(networks, rows, columns, quality, tile.method, bool(tile.parts))))
 
     values, before = chain(parts, record, tile.held).pop(stack), stack.bits()
     if tile.held is not None:
@@ -236,7 +251,7 @@ def pop_tile(
 
 
 def quantised(tables: Tables, residual: Floats, ids: Symbols) -> Symbols:
-    """Integers [N] for what is left of latents, in steps [M / 4, h, w]: rounded, or one nearer to 0 where that saves
+    """Integers [N] for what is left of N latents, in steps: rounded, or one nearer to 0 where that saves
     more bits than its squared error is worth."""
     values = residual.ravel().astype(np.float64)
     symbols = np.rint(values)

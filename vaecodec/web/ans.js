@@ -43,6 +43,15 @@ export class Tables {
     }
     return made;
   }
+
+  /** The value that a table is all but certain of, if there is one. @param {number} t */
+  certain(t) {
+    const { left } = this.table(t);
+    for (let i = 0; i < left.length - 1 - Number(this.escape); i++) {
+      if (left[i + 1] - left[i] >= 2 ** 24 - 2 ** 16) return this.lows[t] + i;
+    }
+    return null;
+  }
 }
 
 /** @param {number[]} counts */

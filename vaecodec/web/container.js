@@ -111,14 +111,14 @@ export function readContainer(data, limits = LIMITS) {
     require(flags < 2, "a section has unknown flags", "version");
     require(flags || !CRITICAL.has(tag), `section ${tag} is not marked as critical`);
     require(/^[\x20-\x7e]{4}$/.test(tag), "a section's tag is not ASCII");
-    require(isTile || !parts, "the index of parts does not stand before the tile directory");
     const payload = data.subarray(body, at - 4);
     if (isTile) return { header, sections, tiles: readTiles(data, at, payload, parts, count) };
+    require(!flags || KNOWN.has(tag) || CRITICAL.has(tag), `unknown critical section ${tag}`, "version");
+    require(!parts, "the index of parts does not stand before the tile directory");
     if (tag === "PART") {
       parts = payload;
       continue;
     }
-    require(!flags || KNOWN.has(tag), `unknown critical section ${tag}`, "version");
     require(!sections.has(tag), `section ${tag} occurs twice`);
     sections.set(tag, payload);
     require(sections.size <= limits.maxSections, "too many sections", "limit");

@@ -69,14 +69,15 @@ export class Decoder {
   /** The networks of a file. @param {Header} header @returns {Promise<any>} */
   networks({ model, kind }) {
     const name = kind === 1 ? "lossy" : "lossless";
+    const key = `${name} ${model}`;
     /** @type {Promise<any>} */
-    const found = this.loaded.get(model) ?? this.fetchWeights(model).then(async (data) => {
+    const found = this.loaded.get(key) ?? this.fetchWeights(model).then(async (data) => {
       const weights = new Weights(data, this.runtime);
       require(weights.metadata.kind === name, `the weights are not ${name}`, "weights");
       return kind === 1 ? new Lossy(weights).check() : weights;
     });
-    this.loaded.set(model, found);
-    found.catch(() => this.loaded.delete(model));
+    this.loaded.set(key, found);
+    found.catch(() => this.loaded.delete(key));
     return found;
   }
 

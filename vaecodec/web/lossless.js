@@ -35,7 +35,7 @@ export async function popLossless(weights, tile, h, w, channels) {
   const walk = { weights, coder, colours };
   const { levels } = weights.config;
   let x = await coarsest(walk, Math.ceil(h / 2 ** levels), Math.ceil(w / 2 ** levels), tile.method === 1);
-  /** @type {Grid<Float32Array> | undefined} */
+  /** @type {Grid<any> | undefined} */
   let features;
   for (let d = 0, step = 2 ** (levels - 1); d < levels; d++, step /= 2) {
     ({ x, features } = await new Level(walk, d, x, Math.ceil(h / step), Math.ceil(w / step)).run(features));
@@ -67,10 +67,11 @@ async function coarsest(walk, rows, columns, rounded) {
     found[g] = { z, after };
   }
   const { h: state, linear } = found[0].after;
-  const { h } = await weights.run("last", { above: state });
-  const centre = linear.box(0, 0, rows, columns);
-  const phase = new Phase(walk, "likelihood", Stripes.of(h.box(0, 0, rows, columns)), centre, 512);
-  phase.centre.data = centre.data.map((/** @type {number} */ v) => v + 256);
+  const last = (await weights.run("last", { above: state })).h.box(0, 0, rows, columns);
+  const centre = linear.box(0, 0, rows, columns).data.map((/** @type {number} */ v) => v + 256);
+  const h = emptyState(new Float32Array(0), rows, columns, last.channels + besideOf(weights.config));
+  putPlanes(h, 0, [...range(last.channels)].map((c) => last.part(c, c + 1).data));
+  const phase = new Phase(walk, "likelihood", h, last.channels, centre, 512);
   const x = await phase.run(new Grid(new Uint8Array(3 * rows * columns), rows, columns), rows, columns);
   if (rounded) return x;
   const padded = x.box(0, 0, high, wide);
@@ -101,64 +102,86 @@ function top(weights, area) {
   );
 }
 
-/** A state [width, h, w], some rows at a time, so that what lies between two layers stays in the caches. */
-class Stripes {
-  /** @param {number} h @param {number} w */
-  constructor(h, w) {
-    this.h = h;
-    this.w = w;
-    /** @type {Grid<Float32Array>[]} */
-    this.parts = [];
-  }
+/** @typedef {Grid<Uint8Array> | Grid<Float32Array>} State [rows + 2, columns, channels], zeros above and below: the
+ *  channels of a sample lie together */
 
-  /** @param {Grid<Float32Array>} whole */
-  static of(whole) {
-    const stripes = new Stripes(whole.h, whole.w);
-    stripes.each((top, rows) => stripes.parts.push(whole.rows(top, rows)));
-    return stripes;
-  }
-
-  /** @param {(top: number, rows: number, index: number) => unknown} f */
-  async each(f) {
-    const rows = Math.max(1, Math.floor(STRIPE / this.w));
-    for (let top = 0, i = 0; top < this.h; top += rows, i++) {
-      const done = f(top, Math.min(rows, this.h - top), i);
-      if (done instanceof Promise) await done;
-    }
-  }
-
-  /** A stripe with the row above and the row below it. @param {number} i */
-  around(i) {
-    const { [i - 1]: above, [i]: part, [i + 1]: below } = this.parts;
-    const whole = part.rows(0, part.h, 1);
-    if (above) whole.put(above.rows(above.h - 1, 1), 0, 0);
-    if (below) whole.put(below.rows(0, 1), part.h + 1, 0);
-    return whole;
-  }
+/** @param {Uint8Array | Float32Array} like @param {number} rows @param {number} columns @param {number} channels
+ *  @returns {State} */
+function emptyState(like, rows, columns, channels) {
+  const data = new (/** @type {any} */ (like).constructor)((rows + 2) * columns * channels);
+  return new Grid(data, columns, channels);
 }
 
-/** The colours of a phase, one after the other. centre: where means start, in halves; span: the mean's change, in
- *  2048ths, for an output's 256th; spread: an activation; known: the known phases, with two samples more around;
- *  passes: of the level, where it has any. */
+/** Puts planes [rows, columns] into channels of a state; gives the next channel. @param {State} state
+ *  @param {number} channel @param {ArrayLike<number>[]} planes */
+function putPlanes({ data, h, w }, channel, planes) {
+  for (const plane of planes) {
+    for (let i = 0, at = h * w + channel; i < plane.length; i++, at += w) data[at] = plane[i];
+    channel++;
+  }
+  return channel;
+}
+
+/** Numbers in steps of an activation, limited; or three bytes for each: of its half what is above and what is below 0, and
+ *  what is left. @param {Int32Array[]} planes @param {boolean} inBytes */
+function coarse(planes, inBytes) {
+  const limited = planes.map((plane) => plane.map((v) => clamp(v, -512, 512)));
+  if (!inBytes) return limited;
+  const halves = limited.map((plane) => plane.map((v) => v >> 1));
+  return [...signs(halves, true), ...limited.map((plane) => plane.map((v) => v & 1))];
+}
+
+/** Numbers; or of each what is above and what is below 0. @param {Int32Array[]} planes @param {boolean} inBytes */
+function signs(planes, inBytes) {
+  if (!inBytes) return planes;
+  return [1, -1].flatMap((sign) => planes.map((plane) => plane.map((v) => clamp(sign * v, 0, 255))));
+}
+
+/** Logarithms of numbers in eighths. @param {Int32Array} plane @param {boolean} inBytes */
+function logarithm(plane, inBytes) {
+  return plane.map((v) => Math.min(LOGARITHMS[Math.abs(v)], inBytes ? 255 : 511));
+}
+
+/** @param {number} channels */
+const sixteens = (channels) => 16 * Math.ceil(channels / 16);
+
+/** Channels beside a state, for what a head or an update sees besides. @param {Record<string, any>} config */
+function besideOf({ activation_bits: bits, width }) {
+  return bits === 8 ? sixteens(width + 15) - width : 9;
+}
+
+/** Some rows of a phase at a time, so that what lies between two layers stays in the caches.
+ *  @param {number} h @param {number} w @param {(top: number, rows: number, index: number) => Promise<void>} f */
+async function inStripes(h, w, f) {
+  const rows = Math.max(1, Math.floor(STRIPE / w));
+  for (let top = 0, i = 0; top < h; top += rows, i++) await f(top, Math.min(rows, h - top), i);
+}
+
+/** The colours of a phase, one after the other. state: with room beside its width; centre: where means start, in halves;
+ *  span: the mean's change, in 2048ths, for an output's 256th; spread: how far known samples lie apart, in eighths;
+ *  known: the known phases, with two samples more around; passes: of the level, where it has any. */
 class Phase {
-  /** @param {Walk} walk @param {string} graph @param {Stripes} state @param {Grid<any>} centre
-   *  @param {number} span @param {Grid<Float32Array>} [spread] @param {Grid<Uint8Array>} [known]
-   *  @param {Passes} [passes] */
-  constructor(walk, graph, state, centre, span, spread, known, passes) {
+  /** @param {Walk} walk @param {string} graph @param {State} state @param {number} width
+   *  @param {ArrayLike<number>} centre @param {number} span @param {Int32Array[]} [spread]
+   *  @param {Grid<Uint8Array>} [known] @param {Passes} [passes] */
+  constructor(walk, graph, state, width, centre, span, spread, known, passes) {
     this.walk = walk;
     this.graph = graph;
     this.state = state;
     this.centre = centre;
     this.span = span;
-    this.spread = spread;
     this.known = known;
     this.passes = passes;
-    const { h, w } = state;
+    this.inBytes = state.data instanceof Uint8Array;
+    this.h = state.channels - 2;
+    this.w = state.h;
+    if (spread) putPlanes(state, width, spread.map((plane) => logarithm(plane, this.inBytes)));
+    this.given = width + 3;
     // In coding order, as what follows.
-    this.x = new Uint8Array(3 * h * w);
-    this.residuals = new Int32Array(3 * h * w);
-    this.normal = new Float32Array(3 * h * w);
-    this.given = new Grid(new Float32Array(6 * h * w), h, w);
+    const size = 3 * this.h * this.w;
+    this.x = new Uint8Array(size);
+    this.residuals = new Int32Array(size);
+    this.normal = new Int32Array(size);
     /** @type {Float32Array[]} */
     this.linear = [];
   }
@@ -166,11 +189,11 @@ class Phase {
   /** The samples, of which outside rows and columns those of `outside` are taken. @param {Grid<Uint8Array>} outside
    *  @param {number} rows @param {number} columns */
   async run(outside, rows, columns) {
-    const { x, state: { h, w } } = this;
+    const { x, h, w } = this;
     const picture = new Grid(outside.data.slice(), h, w);
     for (let k = 0; k < 3; k++) {
       const prediction = new Grid(new Int32Array(3 * h * w), h, w);
-      await this.state.each((top, count, i) => this.predict(k, top, count, i, prediction.data));
+      await inStripes(h, w, (top, count, i) => this.predict(k, top, count, i, prediction.data));
       const plane = picture.part(ORDER[k], ORDER[k] + 1);
       if (k < this.walk.colours) {
         const inside = prediction.box(0, 0, rows, columns);
@@ -197,12 +220,10 @@ class Phase {
   /** @param {number} k @param {number} top @param {number} rows @param {number} index
    *  @param {Int32Array} prediction mean, scale and shape [3, h, w] */
   async predict(k, top, rows, index, prediction) {
-    const { centre: { data: centre }, span, residuals, state: { h, w, parts } } = this;
+    const { centre, span, residuals, h, w } = this;
     /** @type {Grids} */
-    const inputs = { h: parts[index] };
-    if (this.spread) inputs.spread = this.spread.rows(top, rows);
-    if (k) inputs.given = this.given.part(0, 3 * k).rows(top, rows);
-    else if (this.known) inputs.known = this.known.rows(top, rows + 4);
+    const inputs = { x: this.state.part(top + 1, top + rows + 1) };
+    if (this.known && !k) inputs.known = this.known.rows(top, rows + 4);
     const { out, linear } = await this.walk.weights.run(`${this.graph}.${k}`, inputs);
     if (linear) this.linear[index] = linear.data;
     const [o, own, size, area] = [out.data, this.linear[index], rows * w, h * w];
@@ -225,17 +246,16 @@ class Phase {
 
   /** @param {number} k @param {Int32Array} prediction */
   see(k, prediction) {
-    const { h, w } = this.state;
-    const [area, given] = [h * w, this.given.data.subarray(3 * k * h * w)];
-    for (let i = 0, n = k * area; i < area; i++, n++) {
-      const residual = 8 * this.x[n] - prediction[i];
-      this.residuals[n] = residual;
-      this.normal[n] = clamp(rint((residual * INVERSES[prediction[area + i]]) / 64), -256, 256);
-      if (k === 2) continue;
-      given[i] = clamp(rint(residual / 2), -512, 512);
-      given[area + i] = this.normal[n];
-      given[2 * area + i] = LOGARITHMS[Math.abs(residual)];
+    const [area, { inBytes }] = [this.h * this.w, this];
+    const [residuals, normal] = [this.residuals, this.normal].map((all) => all.subarray(k * area, (k + 1) * area));
+    for (let i = 0; i < area; i++) {
+      residuals[i] = 8 * this.x[k * area + i] - prediction[i];
+      normal[i] = clamp(rint((residuals[i] * INVERSES[prediction[area + i]]) / 64), -256, 256);
     }
+    if (k === 2) return;
+    const halves = residuals.map((residual) => rint(residual / 2));
+    const told = [...coarse([halves], inBytes), ...signs([normal], inBytes), logarithm(residuals, inBytes)];
+    this.given = putPlanes(this.state, this.given, told);
   }
 }
 
@@ -267,74 +287,86 @@ class Level {
     /** In quarters. */
     this.mean = localMean(new Grid(Int32Array.from(data), h, w)).data.map((v) => rint(v / 4));
     const smooth = localMean(new Grid(this.mean, h, w)).data;
-    this.bands = new Grid(new Float32Array(3 * size), h, w);
-    this.mean.forEach((m, i) => {
-      const bands = [4 * data[i] - m, m - 512, 2 * (m - rint(smooth[i] / 16))];
-      bands.forEach((band, b) => (this.bands.data[b * size + i] = clamp(band, -512, 512)));
-    });
+    this.bands = [0, 1, 2].map((band) => this.mean.map((m, i) => [4 * data[i] - m, m - 512, 2 * (m - rint(smooth[i] / 16))][band]));
   }
 
-  /** @param {Grid<Float32Array>} [coarser] features of the level before
-   *  @returns {Promise<{x: Grid<Uint8Array>, features: Grid<Float32Array> | undefined}>} */
+  /** @param {Grid<any>} [coarser] features of the level before
+   *  @returns {Promise<{x: Grid<Uint8Array>, features: Grid<any> | undefined}>} */
   async run(coarser) {
     const { walk, name, rows, columns, x, x: { h, w } } = this;
-    const { weights, weights: { graphs } } = walk;
-    let state = new Stripes(h, w);
-    await state.each(async (top, count) => {
-      const inputs = { bands: this.bands.rows(top, count, 1), ...(coarser && { features: coarser.rows(top, count, 1) }) };
-      state.parts.push((await weights.run(`${name}.entry`, inputs)).state);
-    });
-    for (let k = 0; `${name}.blocks.${k}` in graphs; k++) state = await this.layer(state, `${name}.blocks.${k}`);
+    const { weights, weights: { graphs, config, config: { width } } } = walk;
+    const [inBytes, area] = [config.activation_bits === 8, h * w];
+    const planes = (/** @type {Int32Array} */ all) => [0, 1, 2].map((c) => all.subarray(c * area, (c + 1) * area));
+    const told = coarse(this.bands.flatMap(planes), inBytes);
+    const features = [...range(coarser?.channels ?? 0)].map((c) => coarser?.part(c, c + 1).data ?? told[0]);
+    const channels = features.length + told.length;
+    /** @type {Uint8Array | Float32Array} */
+    const like = inBytes ? new Uint8Array(0) : new Float32Array(0);
+    let state = emptyState(like, h, w, inBytes ? sixteens(channels) : channels);
+    putPlanes(state, 0, inBytes ? [...features, ...told] : [...told, ...features]);
+    const layers = ["entry"];
+    while (`${name}.blocks.${layers.length - 1}` in graphs) layers.push(`blocks.${layers.length - 1}`);
+    for (const layer of layers) state = await this.layer(state, layer, layer === layers[layers.length - 1]);
     const fine = new Grid(new Uint8Array(3 * rows * columns), rows, columns);
     place(fine, x, 0, 0);
     const known = [x.box(-2, -2, h + 4, w + 4)];
-    const level = weights.config.levels - this.depth;
-    const passes = level <= (weights.config.refined ?? 0) ? new Passes(level, x) : undefined;
+    const level = config.levels - this.depth;
+    const passes = level <= (config.refined ?? 0) ? new Passes(level, x) : undefined;
     for (const [letter, row, column, four] of PHASES) {
       const { centre, spread } = nearest(known, four);
       const all = new Uint8Array(known.length * known[0].data.length);
       known.forEach(({ data }, i) => all.set(data, i * data.length));
-      const phase = new Phase(walk, `${name}.${letter}`, state, centre, 64, spread, new Grid(all, h + 4, w + 4), passes);
+      const seen = new Grid(all, h + 4, w + 4);
+      const phase = new Phase(walk, `${name}.${letter}`, state, width, centre, 64, planes(spread), seen, passes);
       const picture = await phase.run(x, (rows + 1 - row) >> 1, (columns + 1 - column) >> 1);
       place(fine, picture, row, column);
-      if (`${name}.${letter}.update` in graphs) {
-        const more = new Float32Array(6 * h * w);
-        this.mean.forEach((m, i) => (more[i] = clamp(4 * picture.data[i] - m, -512, 512)));
-        more.set(phase.normal, 3 * h * w);
-        state = await this.layer(state, `${name}.${letter}.update`, new Grid(more, h, w));
+      if (`${name}.updates.${letter}` in graphs) {
+        const apart = planes(this.mean.map((m, i) => 4 * picture.data[i] - m));
+        putPlanes(state, width, [...coarse(apart, inBytes), ...signs(planes(phase.normal), inBytes)]);
+        state = await this.layer(state, `updates.${letter}`, letter !== "C");
       }
       known.push(picture.box(-2, -2, h + 4, w + 4));
     }
-    if (!(`${name}.features` in graphs)) return { x: fine, features: undefined };
-    /** @type {Grid<Float32Array> | undefined} */
-    let whole;
-    await state.each(async (top, _, i) => {
-      const { features: part } = await weights.run(`${name}.features`, { h: state.parts[i] });
-      whole ??= new Grid(new Float32Array(part.channels * 4 * h * w), 2 * h, 2 * w);
-      whole.put(part, 2 * top, 0);
-    });
-    return { x: fine, features: whole?.box(0, 0, rows, columns) };
+    return { x: fine, features: `${name}.features` in graphs ? await this.handOn(state) : undefined };
   }
 
-  /** A residual layer. more: what it sees beside the state. @param {Stripes} state @param {string} graph
-   *  @param {Grid<Float32Array>} [more] */
-  async layer(state, graph, more) {
-    const after = new Stripes(state.h, state.w);
-    await state.each(async (top, rows, i) => {
-      const inputs = { h: state.parts[i], around: state.around(i), ...(more && { more: more.rows(top, rows, 1) }) };
-      after.parts.push((await this.walk.weights.run(graph, inputs)).state);
+  /** A 3x3 layer. more: whether its state has room beside. @param {State} before @param {string} graph
+   *  @param {boolean} more @returns {Promise<State>} */
+  async layer(before, graph, more) {
+    const { config, config: { width } } = this.walk.weights;
+    const [h, w] = [before.channels - 2, before.h];
+    const state = emptyState(before.data, h, w, width + (more ? besideOf(config) : 0));
+    await inStripes(h, w, async (top, rows) => {
+      const { y } = await this.walk.weights.run(`${this.name}.${graph}`, { x: before.part(top, top + rows + 2) });
+      for (let i = 0; i < rows * w; i++) {
+        state.data.set(y.data.subarray(i * width, (i + 1) * width), ((top + 1) * w + i) * state.w);
+      }
     });
-    return after;
+    return state;
+  }
+
+  /** What the next level takes. @param {State} state */
+  async handOn(state) {
+    const { rows, columns, x: { h, w } } = this;
+    const { y } = await this.walk.weights.run(`${this.name}.features`, { x: state.part(1, h + 1) });
+    const data = new (/** @type {any} */ (y.data).constructor)(y.data.length);
+    y.data.forEach((/** @type {number} */ v, /** @type {number} */ i) => {
+      const [at, channel] = [Math.floor(i / y.w), i % y.w];
+      const [row, column] = [2 * Math.floor(at / w) + ((channel >> 1) & 1), 2 * (at % w) + (channel & 1)];
+      data[((channel >> 2) * 2 * h + row) * 2 * w + column] = v;
+    });
+    return new Grid(data, 2 * h, 2 * w).box(0, 0, rows, columns);
   }
 }
 
-/** Where means start, and how far the four nearest known samples lie apart; of red and blue, less green.
+/** Where means start, in halves, and how far the four nearest known samples lie apart, in eighths; of red and blue, less
+ *  green.
  *  @param {Grid<Uint8Array>[]} known with two samples around @param {number[][]} four */
 function nearest(known, four) {
   const [{ h, w }, size] = [known[0], known[0].h * known[0].w];
   const [rows, columns] = [h - 4, w - 4];
   const centre = new Int32Array(3 * rows * columns);
-  const spread = new Float32Array(centre.length);
+  const spread = new Int32Array(centre.length);
   for (let c = 0, n = 0; c < 3; c++) {
     for (let i = 2; i < rows + 2; i++) {
       for (let j = 2; j < columns + 2; j++, n++) {
@@ -344,11 +376,11 @@ function nearest(known, four) {
         });
         const low = Math.min(p, q), low2 = Math.min(r, s), high = Math.max(p, q), high2 = Math.max(r, s);
         centre[n] = Math.max(low, low2) + Math.min(high, high2);
-        spread[n] = LOGARITHMS[8 * (Math.max(high, high2) - Math.min(low, low2))];
+        spread[n] = 8 * (Math.max(high, high2) - Math.min(low, low2));
       }
     }
   }
-  return { centre: new Grid(centre, rows, columns), spread: new Grid(spread, rows, columns) };
+  return { centre, spread };
 }
 
 /** Samples into every second row and column. @param {Grid<Uint8Array>} fine @param {Grid<Uint8Array>} x

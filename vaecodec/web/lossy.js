@@ -79,9 +79,11 @@ export class Lossy {
   /** The stream of a tile of h x w latents, and its alpha of height x width, if it has any. @param {Tile} tile
    *  @param {Header} header @param {number} h @param {number} w @param {number} height @param {number} width */
   async pop(tile, { quality, coded, depth }, h, w, height, width) {
-    require(tile.method === 0, `unknown tile method ${tile.method}`, "version");
+    require(tile.method < 2, `unknown tile method ${tile.method}`, "version");
     const { weights, latent, bits } = this;
     const [coder, tables] = [new Coder(tile), weights.tables("tables")];
+    // Of each table the value that method 1 does not code.
+    const sure = Array.from({ length: tables.lows.length }, (_, t) => (tile.method ? tables.certain(t) : null));
     let crc = 0;
     /** @param {Int32Array} ids */
     const pop = (ids) => {
@@ -100,7 +102,11 @@ export class Lossy {
     const y_hat = new Grid(new Int32Array(latent * h * w), h, w);
     for (let step = 0; step < 4; step++) {
       const { mean, index } = await weights.run(`context.${step}`, { features, y_hat }, quality);
-      const values = tile.inParts ? inParts(index.data, pop) : pop(index.data);
+      const numbers = Int32Array.from(index.data);
+      const values = numbers.map((t) => sure[t] ?? 0);
+      const places = range(numbers.length).filter((i) => sure[numbers[i]] === null);
+      const coded = places.map((i) => numbers[i]);
+      (tile.inParts ? inParts(coded, pop) : pop(coded)).forEach((v, n) => (values[places[n]] = v));
       for (let c = 0, n = 0; c < latent / 4; c++) {
         for (let i = 0; i < h; i++) {
           for (let j = 0; j < w; j++, n++) {

@@ -34,10 +34,11 @@ export function decode(data, { region, onFile, onPart, onSamples } = {}) {
     worker.onerror = () => stop("the decoder could not be started");
   }
   return new Promise((resolve, reject) => {
-    /** @type {File} */
+    /** @type {any} */
     let file;
     waiting.set(++count, (answer) => {
-      if (answer.file) onFile?.((file = answer.file));
+      file ??= answer.file;
+      if (answer.file) onFile?.(file);
       if (answer.part) (onSamples ?? onPart)?.(answer.part);
       if (!answer.error && !answer.done) return;
       waiting.delete(answer.id);

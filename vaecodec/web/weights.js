@@ -3,7 +3,7 @@
 /** @import { Grids, Numbers, Runtime, Session } from "./types" */
 
 import { Tables } from "./ans.js";
-import { Grid } from "./arrays.js";
+import { Grid, range } from "./arrays.js";
 import { require } from "./container.js";
 
 /** @type {Record<string, any>} */
@@ -121,9 +121,10 @@ export class Weights {
 /** Fixed integers [channels, h, w] in -spread to spread, for self-tests. @param {number} channels @param {number} h
  *  @param {number} w @param {number} spread */
 export function scrambled(channels, h, w, spread) {
-  const values = Int32Array.from({ length: channels * h * w }, (_, i) => {
-    const state = BigInt.asUintN(64, BigInt(i + 1) * 6364136223846793005n) >> 33n;
-    return (Number(state) % (2 * spread + 1)) - spread;
+  // The upper 31 bits of n * 6364136223846793005 in 64 bits.
+  const values = range(channels * h * w, (i) => {
+    const upper = (i + 1) * 0x5851f42d + Math.floor(((i + 1) * 0x4c957f2d) / 2 ** 32);
+    return (Math.floor(upper / 2) % 2 ** 31) % (2 * spread + 1) - spread;
   });
   return new Grid(values, h, w);
 }

@@ -1,0 +1,105 @@
+"""Passes of lossless tiles, and the networks that refine them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import PHOTO, TINY_LOSSLESS, picture, refined, refiners, same
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from vaecodec import Codec
+from vaecodec.lossless import refine
+from vaecodec.lossless.engine import LosslessNetworks
+from vaecodec.lossless.tile import TileCoder
+from vaecodec.training import refiners as training
+
+
+def test_passes_hold_every_sample_once() -> None:
+    plane = np.zeros((5, 8), int)
+    for row, column in refine.PASSES:
+        plane[row::2, column::2] += 1
+    assert (plane == 1).all()
+
+
+@settings(max_examples=10)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_refined_tiles_come_back(height: int, width: int, seed: int, noise: int) -> None:
+    codec = refined(Codec("cpu", TINY_LOSSLESS))
+    samples = np.asarray(picture(width, height, seed=seed)).astype(int)
+    samples += np.random.default_rng(noise).integers(-9, 10, samples.shape)
+    tile = TileCoder(codec.lossless, 8)._push_network(codec.lossless, samples.clip(0, 255).astype(np.uint8))
+    assert np.array_equal(TileCoder(codec.lossless, 8).pop(tile, samples.shape), samples.clip(0, 255))
+
+
+@pytest.mark.parametrize("size", [(1, 2), (5, 6), (9, 4)])
+@pytest.mark.parametrize("name", "DBC")
+def test_what_the_first_pass_knows_does_not_change_with_the_others(name: str, size: tuple[int, int]) -> None:
+    """Encoders ask for it when all passes are known."""
+    random = np.random.default_rng(1)
+    samples = random.integers(0, 256, size).astype(np.uint8)
+    before = [
+        refine.Phase(other, size, [np.ones((size[0] + 2, size[1] + 2), np.int16)])
+        for other in "DB"[: "DBC".index(name)]
+    ]
+    prediction = random.integers(0, [[[2041]], [[40]], [[3]]], (3, *size)).astype(np.int32)
+    passes = refine.Passes(prediction, refine.Phase(name, size), before, refine.usage_of(samples))
+    passes.move(np.arange(40, dtype=np.int32) // 2)
+    first = passes.inputs(0)
+    for index in range(4):
+        inputs, around = passes.inputs(index)
+        assert inputs.shape[1] == around.shape[1] == passes.of(index, samples).size
+        assert inputs.shape[0] == refine.input_count(name, 0, index)
+        assert abs(inputs).max(initial=0) <= refine.INPUT_MAX
+        passes.see(index, passes.of(index, samples))
+    assert all(np.array_equal(*parts) for parts in zip(first, passes.inputs(0), strict=True))
+
+
+def test_layers_are_exact_at_their_limits() -> None:
+    tensors = refiners(4, 1)
+    name = refine.name_of(1, "D", 0, 3)
+    layers = refine.layers_of(tensors, 1)[name]
+    inputs = np.random.default_rng(0).integers(-80, 81, (layers.w_1.shape[1], 500))
+    w_1, b_1, w_2, b_2 = (tensors[f"{name}.{part}"].astype(np.int64) for part in refine.Layers._fields)
+    hidden = (w_1 @ inputs + b_1 >> 8).clip(0, 255)
+    assert np.array_equal(layers.outputs(inputs.astype(np.float32)), w_2 @ hidden + b_2)
+
+
+@pytest.mark.parametrize(("part", "value"), [("w_1", 2**15 - 1), ("w_2", 2**15 - 1), ("b_1", 2**24), ("b_2", -(2**24))])
+def test_refiners_whose_sums_are_not_exact_are_refused(part: str, value: int) -> None:
+    tensors = refiners(4, 1)
+    name = f"{refine.name_of(1, 'C', 2, 2)}.{part}"
+    tensors[name] = np.full_like(tensors[name].astype(np.int64), value)
+    with pytest.raises(ValueError, match="not exact"):
+        refine.layers_of(tensors, 1)
+    tensors[name] = tensors[name][:, :0]
+    with pytest.raises(ValueError, match=r"not exact|does not fit"):
+        refine.layers_of(tensors, 1)
+
+
+def test_refiners_are_fitted_and_make_tiles_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LEVELS": 1, "STEPS": 40, "BATCH": 256, "WIDE": 4, "NARROW": 4}.items():
+        monkeypatch.setattr(training, name, value)
+    photo = np.array(Image.open(PHOTO).convert("RGB"))[60:156, 40:136]
+    tensors = training.fit(LosslessNetworks(TINY_LOSSLESS), [torch.from_numpy(photo).permute(2, 0, 1)])
+    training.attach(TINY_LOSSLESS, tensors, tmp_path / "refined.safetensors")
+    tiles, identities = [], set[bytes]()
+    for path in (TINY_LOSSLESS, tmp_path / "refined.safetensors"):
+        weights = LosslessNetworks(path)
+        tiles.append(TileCoder(weights, 8)._push_network(weights, photo))
+        identities.add(weights.identity)
+        assert np.array_equal(TileCoder(weights, 8).pop(tiles[-1], photo.shape), photo)
+    assert len(tiles[1].words) < 0.99 * len(tiles[0].words) and len(identities) == 2
+
+
+def test_refined_progressive_files_show_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TileCoder, "push", lambda coder, samples: coder._push_network(coder.weights, samples))
+    codec, image = refined(Codec("cpu", TINY_LOSSLESS)), picture(90, 70)
+    data, pixels = codec.compress(image, lossless=True, progressive=True), np.asarray(image).astype(int)
+    assert same(codec.decompress(data), image)
+    errors = []
+    for part in (0.5, 0.8, 0.95):
+        shown = np.asarray(codec.decompress(data[: int(part * len(data))], preview=True))
+        errors.append(np.abs(shown - pixels).mean())
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 5

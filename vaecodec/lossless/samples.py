@@ -1,0 +1,207 @@
+"""Samples under the tables that the networks choose, and what a tile says to make them fit."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitstream import AnsStack, Codec, Tables, table_codec
+
+from .numbers import FRACTIONS, SCALES, SHAPES
+from .refine import ERROR_MAX, INVERSES, PASSES, Layers, Passes, name_of
+
+if TYPE_CHECKING:
+    from .tile import Networks
+
+Values = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
+Prediction = tuple[Values, Values, Values]
+"""Means in eighths, scale indices and shapes [N]."""
+
+OFTEN = 64
+"""Values that a group of scale indices must have to be moved."""
+OFFSETS = np.arange(-4, 5, dtype=np.int32)
+OFFSET_TABLES = Tables(
+    OFFSETS[:1], [np.array([2 ** (22 - abs(k)) if k else 2**23 + 2**19 for k in OFFSETS])], escape=False
+)
+LOOKED_AT = 4096
+"""So many values are enough to choose by."""
+PLAIN, REFINED, WEIGHED = range(3)
+"""What a tile may do with a pass: leave it, refine it, and weigh errors around it as well."""
+MODE_TABLES = Tables(np.array([PLAIN]), [np.array([2**21, 2**22, 2**24 - 2**22 - 2**21])], escape=False)
+WEIGHT_MAX = 16
+_weights = np.abs(np.arange(-WEIGHT_MAX, WEIGHT_MAX + 1))
+_counts = 2 ** (21 - _weights // 2)
+_counts[WEIGHT_MAX] += 2**24 - _counts.sum()
+WEIGHT_TABLES = Tables(np.array([-WEIGHT_MAX]), [_counts], escape=False)
+"""Weights of errors around a sample, in 32nds."""
+
+
+def entries(steps: Values, scales: Values, shapes: Values) -> tuple[Values, Values]:
+    """Tables of samples, and what their values are counted from."""
+    floors = steps // FRACTIONS
+    return (scales * SHAPES + shapes) * FRACTIONS + (steps - floors * FRACTIONS), floors
+
+
+def rounded(steps: Values) -> Values:
+    """Means to whole grey levels: what samples are taken for that are missing."""
+    levels: Values = (steps + FRACTIONS // 2) // FRACTIONS
+    return levels
+
+
+def looked_at(values: Values) -> slice:
+    return slice(None, None, len(values) // LOOKED_AT | 1)
+
+
+class PixelCodec:
+    """Samples [N] of one phase and colour, or of its first pass. prediction: int32 [3, ...], mean in eighths, scale
+    index and shape.
+
+    Scales are what the training pictures taught. Where a tile's residuals are larger or smaller, it says so before
+    them: by an offset for each group of indices that occurs often.
+    """
+
+    def __init__(self, weights: Networks, prediction: Values) -> None:
+        self.tables, self.groups = weights.pixel_tables, weights.config.groups
+        self.steps, self.scales, self.shapes = (part.ravel() for part in prediction)
+        self.offsets: Values | None = None
+        if self.groups:
+            self.group_of = np.arange(SCALES, dtype=np.int32) * self.groups // SCALES
+            often = np.bincount(self.scales, minlength=SCALES)
+            self.often = np.flatnonzero(np.bincount(self.group_of, often, self.groups) >= OFTEN)
+            self.offset_codec = table_codec(OFFSET_TABLES, np.zeros(len(self.often), np.int32))
+
+    def codec(self) -> Codec[Values]:
+        return Codec(self._push, self._pop, lambda: rounded(self.steps))
+
+    def moving(self, values: Values) -> Values:
+        """int32 [SCALES]: the index that takes the place of each; known after popping, or from the values."""
+        every = np.arange(SCALES, dtype=np.int32)
+        if not self.groups:
+            return every
+        if self.offsets is None:
+            self.offsets = self._best(values)
+        by = np.zeros(self.groups, np.int32)
+        by[self.often] = self.offsets
+        moved: Values = np.clip(every + by[self.group_of], 0, SCALES - 1)
+        return moved
+
+    def _best(self, values: Values) -> Values:
+        some = looked_at(values)
+        scales, group_of, costs = self.scales[some], self.group_of, []
+        ids, floors = entries(self.steps[some], np.zeros_like(scales), self.shapes[some])
+        every, residuals = np.arange(SCALES, dtype=np.int32), values[some] - floors
+        for offset, price in zip(OFFSETS, OFFSET_TABLES.bits(np.zeros(len(OFFSETS), int), OFFSETS), strict=True):
+            tables_of = np.clip(every + offset, 0, SCALES - 1) * (SHAPES * FRACTIONS)
+            bits = self.tables.bits(tables_of[scales] + ids, residuals)
+            costs.append(some.step * np.bincount(group_of[scales], bits, self.groups)[self.often] + price)
+        offsets: Values = OFFSETS[np.argmin(costs, 0)]
+        return offsets
+
+    def push_offsets(self, stack: AnsStack) -> None:
+        if self.offsets is not None:
+            self.offset_codec.push(stack, self.offsets)
+
+    def pop_offsets(self, stack: AnsStack) -> None:
+        if self.groups:
+            self.offsets = self.offset_codec.pop(stack)
+
+    def _under(self, moving: Values) -> Codec[Values]:
+        return table_codec(self.tables, *entries(self.steps, moving[self.scales], self.shapes))
+
+    def _push(self, stack: AnsStack, values: Values) -> None:
+        self._under(self.moving(values)).push(stack, values)
+        self.push_offsets(stack)
+
+    def _pop(self, stack: AnsStack) -> Values:
+        self.pop_offsets(stack)
+        return self._under(self.moving(self.steps)).pop(stack)
+
+
+def passes_parts(
+    weights: Networks, name: str, number: int, passes: Passes, inside: Bytes
+) -> Generator[tuple[str, Codec[Values]], Values, None]:
+    """One colour of one phase of the level ``number``, pass by pass, into its samples ``inside`` [h, w]."""
+    colour = passes.colour
+    for index in range(len(PASSES)):
+        refiner = weights.refiners[name_of(number, passes.phase.name, colour, index)]
+        if index == 0:
+            first = PixelCodec(weights, passes.of(0, passes.prediction))
+            values = yield name, first_codec(first, passes, refiner)
+            passes.move(first.moving(values))
+        else:
+            values = yield name, refined_codec(weights.pixel_tables, passes, index, refiner)
+        view = passes.of(index, inside)
+        view[:] = values.reshape(view.shape).clip(0, 255)
+        passes.see(index, view)
+
+
+def first_codec(first: PixelCodec, passes: Passes, refiner: Layers) -> Codec[Values]:
+    """Samples [N] of pass 0, with the offsets of ``first``, which hold for all passes."""
+
+    def push(stack: AnsStack, values: Values) -> None:
+        refined_codec(first.tables, passes, 0, refiner).push(stack, values)
+        first.push_offsets(stack)
+
+    def pop(stack: AnsStack) -> Values:
+        first.pop_offsets(stack)
+        passes.move(first.moving(first.steps))
+        return refined_codec(first.tables, passes, 0, refiner).pop(stack)
+
+    return Codec(push, pop, lambda: rounded(first.steps))
+
+
+def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -> Codec[Values]:
+    """Samples [N] of a pass. Before them the tile says what to do, and the weights of ``WEIGHED``."""
+    seen, around = passes.inputs(index)
+    mode_codec = table_codec(MODE_TABLES, np.zeros(1, np.int32))
+    weight_codec = table_codec(WEIGHT_TABLES, np.zeros(len(around), np.int32))
+
+    def under(prediction: Prediction) -> Codec[Values]:
+        return table_codec(tables, *entries(*prediction))
+
+    def weighed(outputs: Values, weights: Values) -> Values:
+        outputs = outputs.copy()
+        outputs[0] += (weights @ around) << 5
+        return outputs
+
+    def bits(prediction: Prediction, values: Values) -> float:
+        some = looked_at(values)
+        ids, floors = entries(*(part[some] for part in prediction))
+        return float(some.step * tables.bits(ids, values[some] - floors).sum())
+
+    def fitted(prediction: Prediction, values: Values) -> Values:
+        """Weights by least squares of the errors that are left."""
+        some = looked_at(values)
+        means, scales, _ = (part[some] for part in prediction)
+        errors = ((FRACTIONS * values[some] - means) * INVERSES[scales] >> 10).clip(-ERROR_MAX, ERROR_MAX)
+        inputs = around[:, some].astype(np.float64)
+        weights = np.linalg.solve(inputs @ inputs.T + np.eye(len(inputs)), inputs @ errors)
+        steps: Values = np.rint(32 * weights).clip(-WEIGHT_MAX, WEIGHT_MAX).astype(np.int32)
+        return steps
+
+    def push(stack: AnsStack, values: Values) -> None:
+        outputs = refiner.outputs(seen)
+        ways = [passes.moved(index, None), passes.moved(index, outputs)]
+        weights = fitted(ways[REFINED], values)
+        ways.append(passes.moved(index, weighed(outputs, weights)))
+        costs = [bits(way, values) for way in ways]
+        costs[WEIGHED] += WEIGHT_TABLES.bits(np.zeros(len(weights), int), weights).sum()
+        mode = int(np.argmin(costs))
+        under(ways[mode]).push(stack, values)
+        if mode == WEIGHED:
+            weight_codec.push(stack, weights)
+        mode_codec.push(stack, np.array([mode]))
+
+    def pop(stack: AnsStack) -> Values:
+        mode, outputs = mode_codec.pop(stack)[0], None
+        if mode != PLAIN:
+            outputs = refiner.outputs(seen)
+            if mode == WEIGHED:
+                outputs = weighed(outputs, weight_codec.pop(stack))
+        return under(passes.moved(index, outputs)).pop(stack)
+
+    return Codec(push, pop, lambda: rounded(passes.of(index, passes.mean).ravel()))

@@ -1,0 +1,161 @@
+"""Refiners for lossless weights: `python -m vaecodec.training.refiners WEIGHTS DATA OUT`.
+
+They stand behind the networks and are fitted to what these predict, in minutes on one core: each alone, by the bits of
+the density that the tables stand for. With a weights file as DATA, its refiners are taken as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from .. import weights
+from ..lossless import refine
+from ..lossless.engine import LosslessNetworks
+from ..lossless.layers import pixel_bits, scale_of
+from ..lossless.numbers import CHANNEL_ORDER, FRACTIONS, PHASES, SCALES, SHAPES
+from ..lossless.samples import PixelCodec
+from ..weights import digest_of
+from .crops import load_images, wear
+
+LEVELS = 2
+WIDE, NARROW = 48, 16
+"""Hidden width in the later passes of phase D, of which least is known, and in all others."""
+STEPS, BATCH, RATE = 450, 8192, 1e-2
+IN, HIDDEN, WEIGHT, OUT = 16, 32, 512, 2**14
+"""How many integer steps make one: of inputs, hidden activations, weights and outputs."""
+
+Place = tuple[int, str, int, int]
+Seen = tuple[NDArray[np.int8], NDArray[np.int16]]
+"""Inputs [F, N]; mean, scale index, shape and value [4, N]."""
+
+
+def curved(x: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
+    """A picture after a curve, as scanners and editors apply them: it leaves out values and gathers others."""
+    curve = 255 * (np.arange(256) / 255) ** random.uniform(0.8, 1.25) * random.uniform(0.9, 1.1)
+    bent: NDArray[np.uint8] = np.rint(curve).clip(0, 255).astype(np.uint8)[x]
+    return bent
+
+
+def seen(networks: LosslessNetworks, picture: NDArray[np.uint8]) -> Iterator[tuple[Place, Seen]]:
+    """What each refiner would see of a picture [3, H, W]."""
+    features = None
+    for depth in range(networks.config.levels):
+        number = networks.config.levels - depth
+        fine = picture[:, :: 2 ** (number - 1), :: 2 ** (number - 1)]
+        a = np.ascontiguousarray(fine[:, ::2, ::2])
+        state, known = networks.level(depth, a, features), list[refine.Phase]()
+        for name, row, column in zip(PHASES, (1, 0, 1), (1, 1, 0), strict=True):
+            phase = refine.Phase(name, (a.shape[1], a.shape[2]))
+            for k, c in enumerate(CHANNEL_ORDER):
+                inside = fine[c, row::2, column::2]
+                rows, columns = inside.shape
+                prediction = state.predict()[:, :rows, :columns]
+                x = a[c].copy()
+                x[:rows, :columns] = inside
+                if number <= LEVELS:
+                    passes = refine.Passes(prediction, phase, known, refine.usage_of(a[c]))
+                    first = PixelCodec(networks, passes.of(0, prediction))
+                    passes.move(first.moving(passes.of(0, inside).ravel().astype(np.int32)))
+                    for index in range(len(refine.PASSES)):
+                        samples = passes.of(index, inside)
+                        parts = (*passes.moved(index, None), samples.ravel())
+                        inputs, _ = passes.inputs(index)
+                        yield (number, name, k, index), (inputs.astype(np.int8), np.stack(parts).astype(np.int16))
+                        passes.see(index, samples)
+                state.see(x)
+            known.append(phase)
+        if number > 1:
+            features = state.features()[:, : fine.shape[1], : fine.shape[2]]
+
+
+def fitted(inputs: Tensor, samples: Tensor, width: int) -> dict[str, NDArray[Any]]:
+    """The integers of one refiner, by inputs int8 [N, F] and samples int16 [4, N]."""
+    net = nn.Sequential(nn.Linear(inputs.shape[1], width), nn.Hardtanh(0, 8), nn.Linear(width, 3))
+    first, _, last = net
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    optimiser, scales = torch.optim.Adam(net.parameters(), RATE, betas=(0.9, 0.98)), scale_of(torch.arange(SCALES))
+    for step in range(STEPS):
+        optimiser.param_groups[0]["lr"] = RATE * min(1, 1.3 * (1 - step / STEPS))
+        some = torch.randint(0, len(inputs), (BATCH,))
+        mean, scale, shape, x = samples[:, some].float()
+        by = net(inputs[some].float() / IN)
+        residual = x - mean / FRACTIONS - by[:, 0] * scales[scale.long()]
+        index = (scale + 4 * by[:, 1]).clamp(0, SCALES - 1)
+        loss = pixel_bits(residual, index, (shape + by[:, 2]).clamp(0, SHAPES - 1)).mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        with torch.no_grad():
+            for layer in (first, last):
+                layer.weight.clamp_(-3.99, 3.99)
+    units = {"w_1": (first.weight, WEIGHT), "b_1": (first.bias[:, None], IN * WEIGHT)}
+    units |= {"w_2": (last.weight, WEIGHT), "b_2": (last.bias[:, None], HIDDEN * WEIGHT)}
+    kinds = {"w": np.int16, "b": np.int32}
+    return {
+        name: np.rint(x.detach().double().numpy() * unit).astype(kinds[name[0]]) for name, (x, unit) in units.items()
+    }
+
+
+def fit(networks: LosslessNetworks, pictures: list[Tensor]) -> dict[str, NDArray[Any]]:
+    """Tensors of all refiners. pictures: uint8 [3, H, W]; a quarter of them is worn, another bent."""
+    torch.manual_seed(0)
+    random, found = np.random.default_rng(0), dict[Place, list[Seen]]()
+    for number, picture in enumerate(pictures):
+        x = wear(picture[None].float())[0].byte() if number % 4 in (1, 2) else picture
+        samples = np.ascontiguousarray(curved(x.numpy(), random) if number % 4 in (2, 3) else x.numpy())
+        for place, part in seen(networks, samples):
+            found.setdefault(place, []).append(part)
+    tensors: dict[str, NDArray[Any]] = {}
+    for place, parts in found.items():
+        inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate([part[0] for part in parts], 1).T))
+        targets = torch.from_numpy(np.concatenate([part[1] for part in parts], 1))
+        width = WIDE if place[1] == "D" and place[3] else NARROW
+        for name, array in fitted(inputs, targets, width).items():
+            tensors[f"{refine.name_of(*place)}.{name}"] = array
+    return tensors
+
+
+def attach(path: Path, tensors: dict[str, NDArray[Any]], out: Path) -> None:
+    """Write a weights file with these refiners, and a new identity. Raises ValueError for those that do not fit."""
+    refine.layers_of(tensors, LEVELS)
+    stored = weights.read(path)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    metadata["config"] = json.dumps({**json.loads(metadata["config"]), "refined": LEVELS})
+    arrays = {name: array for name, array in stored.tensors.items() if not name.startswith("decoder.refine.")}
+    arrays |= {f"decoder.{name}": array for name, array in tensors.items()}
+    decoder = {name.removeprefix("decoder."): array for name, array in arrays.items() if name.startswith("decoder.")}
+    metadata["identity"] = digest_of(decoder, metadata["config"])[:16].hex()
+    metadata["digest"] = digest_of(arrays, metadata["config"]).hex()
+    out.write_bytes(save({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}, metadata))
+
+
+@click.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def main(path: Path, data: Path, out: Path) -> None:
+    """Write the weights file PATH with refiners to OUT: fitted to the pictures in the folder DATA, or those of DATA."""
+    if data.is_file():
+        decoder = weights.read(data).part("decoder")
+        tensors = {name: array for name, array in decoder.items() if name.startswith("refine.")}
+    else:
+        tensors = fit(LosslessNetworks(path), load_images(data))
+    attach(path, tensors, out)
+
+
+if __name__ == "__main__":
+    main()
