@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from vaecodec import Codec
 from vaecodec.engines import use_threads
-from vaecodec.kinds import arithmetic
 
 QUALITIES = (0, 25, 50, 75, 90, 100)
 LOSSLESS_SIDE = 400
@@ -23,9 +22,8 @@ def decoders() -> dict[str, Codec]:
     for engine in ("onnx", "torch"):
         for threads in (1, 2):
             use_threads(threads)
-            codec = Codec("cpu", engine=engine)
-            what = arithmetic(codec.lossy), arithmetic(codec.lossless)
-            codecs[f"{what[0]}, lossless {what[1]}, threads {threads}"] = codec
+            codec = codecs[f"{engine}, threads {threads}"] = Codec("cpu", engine=engine)
+            assert codec.lossy and codec.lossless  # loaded now, for so many threads
     return codecs
 
 
@@ -63,6 +61,8 @@ def run(pictures: list[Path]) -> None:
                     if not same or not np.array_equal(samples, codec.decode_array(data)):
                         wrong.append(f"{path.name}, {what}: {name}")
     print(f"{len(pictures)} pictures, decoded by {'; '.join(codecs)}:")
+    for engine, codec in zip(("onnx", "torch"), encoders, strict=True):
+        print(f"{engine}: {codec.arithmetic(data)} in the last file")
     print(f"{count} decodes, whole and of regions, {len(wrong)} with other samples")
     changed = [size for size in sizes if size]
     print(

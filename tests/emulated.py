@@ -1,7 +1,7 @@
 """Whole decodes on another machine, emulated or not, that has neither torch nor pytest; ``.ci/emulated`` runs it.
 
-    python tests/emulated.py make FOLDER     writes files of the packaged weights, and their samples' hashes
-    python tests/emulated.py check [FOLDER]  decodes the golden files, and those of the folder, and compares
+python tests/emulated.py make FOLDER     writes files of the packaged weights, and their samples' hashes
+python tests/emulated.py check [FOLDER]  decodes the golden files, and those of the folder, and compares
 """
 
 import hashlib

@@ -3,7 +3,8 @@
     decoder.*   int8 or int16 weights, int32 biases and float32 scales of each exact layer, and int8 exponents of its
                 units where each channel has its own; entropy tables; of a lossy model its gains and the prior of z,
                 of a lossless one the prior of its coarsest latents
-    encoder.*   of a lossy model float16 weights of g_a and h_a and the encoder's gains
+    encoder.*   of a lossy model float16 weights of g_a and h_a and the encoder's gains; of layers in 8 bits what the
+                decoder has of its own, with the logarithms of units in floating point
     graph.*     the networks as ONNX models, and "graphs", which of the tensors each wants; see ``graphs``
     metadata    "kind", "architecture", "config" (JSON), "identity", "self_test" (CRC-32 of the known answer), "digest"
                 (SHA-256 of all tensors)
