@@ -1,7 +1,7 @@
 """Whole decodes on another machine, emulated or not, that has neither torch nor pytest; ``.ci/emulated`` runs it.
 
-python tests/emulated.py make FOLDER     writes files of the packaged weights, and their samples' hashes
-python tests/emulated.py check FOLDER    decodes them and the golden files, and compares
+    python tests/emulated.py make FOLDER     writes files of the packaged weights, and their samples' hashes
+    python tests/emulated.py check [FOLDER]  decodes the golden files, and those of the folder, and compares
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def make(folder: Path) -> None:
     (folder / "hashes.json").write_text(json.dumps(hashes))
 
 
-def check(folder: Path) -> int:
+def check(folder: Path | None) -> int:
     """How many files decode to other samples."""
     shipped, moving = Codec("cpu"), Codec("cpu", GOLDEN / "tiny_lossless.safetensors")
     moving.lossless.config = replace(moving.lossless.config, groups=20)
@@ -53,11 +53,13 @@ def check(folder: Path) -> int:
         "pca": shipped,
     }
     for name in ("lossy", "lossless"):
-        for whose, codec in (("packaged", shipped), ("small", codecs[name])):
+        for whose, codec in (("small", codecs[name]), *([("packaged", shipped)] if folder else [])):
             print(f"{platform.machine()}, {whose} {name} weights: {arithmetic(getattr(codec, name))}", flush=True)
     wrong = count = 0
-    for place in (*sorted(GOLDEN.glob("*.*/")), folder):
+    for place in (*sorted(p.parent for p in GOLDEN.glob("*/hashes.json")), *([folder] if folder else [])):
         for name, expected in json.loads((place / "hashes.json").read_text()).items():
+            if name == "lossless-bytes":  # its weights are put together by torch, see ``conftest.in_bytes``
+                continue
             codec = shipped if place == folder else codecs.get(name) or codecs[name.split("-")[0]]
             count += 1
             if digest(codec, (place / f"{name}.vae").read_bytes()) != expected:
@@ -68,5 +70,5 @@ def check(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    task, place = sys.argv[1], Path(sys.argv[2])
-    sys.exit(make(place) if task == "make" else min(check(place), 1))
+    task, *places = sys.argv[1:]
+    sys.exit(make(Path(*places)) if task == "make" else min(check(Path(*places) if places else None), 1))
