@@ -101,7 +101,7 @@ def read(data: bytes) -> tuple[Header, dict[bytes, bytes], list[Tile]]:
     require(len(data) == size, "corrupt", "more bytes than tiles")
     cuts = read_parts(sections.pop(b"PART"), lengths) if b"PART" in sections else [[] for _ in entries]
     pieces = [b""] * count
-    for k in range(64):
+    for k in range(128):
         for i, own in enumerate(cuts):
             if k <= len(own):
                 end = at + (4 * own[k] if k < len(own) else lengths[i] - len(pieces[i]))

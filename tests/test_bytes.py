@@ -118,6 +118,7 @@ def test_training(exact: bool) -> None:
             assert layer.weight.grad.any(), name
 
 
+@torch.no_grad()
 def test_a_new_layer_is_near_the_identity() -> None:
     torch.manual_seed(0)
     h = torch.rand(1, 64, 8, 8) * 8

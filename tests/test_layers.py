@@ -151,8 +151,8 @@ def test_package_and_command_line_load_no_heavy_modules(path: Path) -> None:
     assert mine <= {"__init__", "folders"}
 
 
-# One computes the bound of a model, one times the parts of a codec, one is a codec of its own, one times training.
-INSIDE = {"bitsback.py", "device_speed.py", "pca.py", "training_speed.py"}
+# The bound of a model, the parts of a codec, the arithmetic of engines, a codec of its own, training.
+INSIDE = {"bitsback.py", "device_speed.py", "exactness.py", "pca.py", "training_speed.py"}
 OUTSIDE = [path for path in sorted(BENCHMARKS.glob("*.py")) if path.name not in INSIDE]
 
 

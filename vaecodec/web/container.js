@@ -150,7 +150,7 @@ function readTiles(data, at, directory, index, count) {
   };
   for (const { words, length } of index ? entries : []) {
     const cuts = number();
-    require(cuts < 64, "a tile has too many parts");
+    require(cuts < 128, "a tile has too many parts");
     for (let k = 0; k < cuts; k++) words.push(number());
     const sound = length % 4 === 0 && 4 * words.reduce((sum, n) => sum + n, 0) <= length;
     require(!cuts || sound, "the parts of a tile are longer than the tile");
