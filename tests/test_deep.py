@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,16 @@ def test_arrays_are_equal(shape: tuple[int, ...], depth: int, codec: Codec) -> N
     data = codec.compress(samples, lossless=True)
     assert read_header(data).depth == depth
     assert np.array_equal(codec.decode_array(data).reshape(shape), samples)
+
+
+def test_white_may_be_two_numbers(tmp_path: Path) -> None:
+    """PNG spreads samples over 16 bits, where PPM and .vae files say how many there are."""
+    (tmp_path / "a.ppm").write_bytes(encode_picture(deep(3, 10), "PPM")[0])
+    assert cli("compress", tmp_path / "a.ppm", "--lossless", "--fast").exit_code == 0
+    assert cli("decompress", tmp_path / "a.vae").exit_code == 0
+    for a, b in (("a.ppm", "a.png"), ("a.vae", "a.png"), ("a.png", "a.vae"), ("a.ppm", "a.vae")):
+        result = cli("compare", tmp_path / a, tmp_path / b, "--json", *(WEIGHTS if "a.vae" in (a, b) else ()))
+        assert result.exit_code == 0 and json.loads(result.stdout)["psnr"] is None, (a, b)
 
 
 @pytest.mark.parametrize("suffix", ["avif", "jxl", "jp2", "png"])

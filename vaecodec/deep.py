@@ -36,7 +36,7 @@ def _ppm(picture: DeepPicture) -> bytes:
     channels = picture.samples.shape[2]
     if channels == 4:
         raise ImageError("PPM does not hold alpha")
-    kind, peak = {1: "P5", 3: "P6"}[channels], 2**picture.depth - 1 if picture.full else 65535
+    kind, peak = {1: "P5", 3: "P6"}[channels], picture.white
     head = f"{kind}\n{picture.width} {picture.height}\n{peak}\n".encode()
     return head + picture.samples.astype(">u2").tobytes()
 

@@ -57,6 +57,11 @@ class DeepPicture:
         return replace(self, samples=samples, depth=16, full=False)
 
     @property
+    def white(self) -> int:
+        """The sample that white is."""
+        return 2**self.depth - 1 if self.full else 65535
+
+    @property
     def width(self) -> int:
         return int(self.samples.shape[1])
 

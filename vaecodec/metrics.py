@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .engines import installed, need
-from .image import ImageError, Picture, Pixels, Samples, depth_used, pixels_of, samples_of
+from .image import DeepPicture, ImageError, Picture, Pixels, Samples, depth_used, pixels_of, samples_of
 from .saving import cut
 
 WINDOW, SIGMA = 11, 1.5
@@ -57,8 +57,11 @@ def compare(a: Picture, b: Picture) -> Likeness:
 
 
 def comparable(a: Picture, b: Picture) -> tuple[Pixels, Pixels, int]:
-    """The pixels of two pictures, and the largest sample that they may have. Raises ImageError for different sizes and
-    depths."""
+    """The pixels of two pictures, and the largest sample that they may have; where files say that white is another
+    number in one than in the other, it is 65535 in both. Raises ImageError for different sizes, and for 8 bits a sample
+    and more."""
+    if isinstance(a, DeepPicture) and isinstance(b, DeepPicture) and a.white != b.white:
+        a, b = (picture.spread() if picture.full else picture for picture in (a, b))
     p, q = pixels_of(a), pixels_of(b)
     if (p.width, p.height) != (q.width, q.height):
         raise ImageError(f"{p.width} x {p.height} and {q.width} x {q.height} pixels cannot be compared")

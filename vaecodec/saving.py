@@ -158,7 +158,7 @@ def deep_flattened(picture: DeepPicture, colour: str) -> DeepPicture:
     """The same of a picture with more than 8 bits a sample."""
     if picture.samples.shape[2] != 4:
         return picture
-    peak = 2**picture.depth - 1 if picture.full else 65535
+    peak = picture.white
     under = np.array(ImageColor.getrgb(colour)[:3]) * (peak / 255)
     colours, alpha = picture.samples[..., :3], picture.samples[..., 3:] / peak
     return replace(picture, samples=np.rint(under + (colours - under) * alpha).astype(np.uint16))

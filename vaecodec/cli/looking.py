@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from bitstream import MAGIC, Limits, read_header
+from bitstream import MAGIC, Limits, read_header, unpack
 
 from .. import __version__, folders
 from . import batch, files, inout, options
@@ -115,7 +115,7 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
         if codec is None or data not in packed:
             return picture_in(io.BytesIO(data))
         if (depth := read_header(data).depth) > 8:
-            return DeepPicture(codec.decode_array(data), depth, {})
+            return DeepPicture.of(codec.decode_array(data), depth, unpack(data).sections)
         return codec.decompress(data)
 
     pictures = [shown(data) for data in contents]
