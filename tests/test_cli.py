@@ -176,6 +176,8 @@ def test_files_get_ordinary_permissions(folder: Path) -> None:
 
 def test_version_and_help() -> None:
     assert __version__ in cli("--version").stdout
+    project = Path(__file__).parent.parent / "pyproject.toml"  # not there, where an installed wheel is tested
+    assert not project.is_file() or f'\nversion = "{__version__}"\n' in project.read_text("utf-8")
     assert cli("-h").exit_code == 0
     for command in ("compress", "decompress", "info", "verify", "compare", "train", "export"):
         assert command in cli("--help").stdout and cli(command, "--help").exit_code == 0
@@ -228,6 +230,8 @@ print(sorted({"torch", "PIL", "safetensors", "tqdm", "vaecodec.codec"} & sys.mod
         ["--target-bpp", "1", "-q", "75"],
         ["--lossless", "-q", "75"],
         ["--fast"],
+        ["--lossless", "--fast", "--progressive"],
+        ["--lossless", "--fast", "--effort", "1"],
         ["--lossless", "--target-psnr", "40"],
         ["-o", "-", "--overwrite"],
         ["-o", "-", "--preserve-times"],
