@@ -40,6 +40,7 @@ from bitstream import (
 )
 from vaecodec import Codec
 from vaecodec.kinds import packaged
+from vaecodec.page import RUNTIME as RUNTIME_FILES
 from vaecodec.training.export import add_graphs
 from vaecodec.weights import read
 
@@ -315,6 +316,15 @@ def test_types() -> None:
 def test_page_needs_the_runtime(tmp_path: Path) -> None:
     result = cli("page", tmp_path / "page", "--runtime", tmp_path)
     assert result.exit_code == 1 and "npm install onnxruntime-web" in result.stderr
+    assert not (tmp_path / "page").exists()
+
+
+def test_no_half_of_a_page(tmp_path: Path) -> None:
+    for name in RUNTIME_FILES:
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "a.safetensors").write_bytes(b"damaged")
+    result = cli("page", tmp_path / "page", "--runtime", tmp_path, "--weights", tmp_path / "a.safetensors")
+    assert result.exit_code == 4 and "a.safetensors is damaged" in result.stderr
     assert not (tmp_path / "page").exists()
 
 

@@ -42,8 +42,8 @@ def page(folder: Path, runtime: Path, weights: tuple[Path, ...], overwrite: bool
             raise click.ClickException(f"{runtime / name}: no such file; {hint}")
     if not overwrite and (folder / "index.html").exists():
         raise click.ClickException(f"{folder}: holds a page already; --overwrite replaces it")
-    total = 0
-    for name, data in files_of(runtime, weights):
+    total, files = 0, list(files_of(runtime, weights))  # of weights that are damaged nothing is written
+    for name, data in files:
         target = folder / name
         with written(Job(target, target, make_folder=True, replace=overwrite), data):
             total += len(data)
