@@ -130,3 +130,6 @@ def test_what_needs_torch_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         result = cli("compress", tmp_path / "a.png", "--weights", TINY, *arguments)
         assert result.exit_code and "pip install 'vaecodec[torch]'" in result.stderr, result.output
         assert len(result.stderr.splitlines()) <= 2 and "torch" in sys.modules
+    (tmp_path / "b.png").write_bytes(saved(image))
+    result = cli("compress", tmp_path / "a.png", tmp_path / "b.png", "--weights", TINY, "--effort", 1)
+    assert result.stderr.count("needs torch") == 1, "once, and not for each file"

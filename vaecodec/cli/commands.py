@@ -102,6 +102,8 @@ def compress(
         raise click.UsageError("--lossless, --visually-lossless, --quality and the targets exclude each other")
     if fast and not lossless:
         raise click.UsageError("--fast is for --lossless")
+    if fast and (effort or progressive):
+        raise click.UsageError(f"--{'effort' if effort else 'progressive'} has no effect with --fast")
     if best_effort and not (targets or visually_lossless):
         raise click.UsageError("--best-effort is for targets")
     seen = visually_lossless or target_ssimulacra2 is not None
@@ -111,7 +113,7 @@ def compress(
     plan = with_a_picture(files.planned(request, folders.PICTURES, ".vae"))
 
     def start() -> batch.Work:
-        from ..engines import need
+        from ..engines import need, torch_for
         from ..image import DeepPicture, keep_metadata
         from ..metadata import left_out
         from ..metrics import fidelity
@@ -119,6 +121,8 @@ def compress(
 
         if seen:
             need("ssimulacra2", "SSIMULACRA2", "metrics")
+        if effort and not lossless:
+            torch_for("effort above 0")
         if visually_lossless:
             targets["ssimulacra2"] = VISUALLY_LOSSLESS
         codec = machine.codec("lossless" if lossless else "lossy")
