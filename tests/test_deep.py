@@ -144,6 +144,24 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Image.open(io.BytesIO(grey)).mode == "I;16"
 
 
+def test_pictures_whose_plugin_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "load_plugins", lambda: False)
+    monkeypatch.setattr(Image, "registered_extensions", lambda: {".png": "PNG"})
+    (tmp_path / "n.png").write_bytes(saved(picture(9, 9)))
+    for name in ("a.heic", "b.JXL"):
+        (tmp_path / name).write_bytes(b"such a picture")
+    assert cli("compress", tmp_path / "n.png", *WEIGHTS).exit_code == 0
+    for command in (
+        ("compress", tmp_path / "a.heic"),
+        ("compress", tmp_path / "a.heic", tmp_path / "b.JXL", *WEIGHTS),
+        ("decompress", tmp_path / "n.vae", "-o", tmp_path / "c.heic"),
+    ):
+        result = cli(*command)
+        assert result.exit_code == 1, command
+        lines = [line for line in result.stderr.splitlines() if line.startswith("vaecodec: ")]
+        assert lines and all("pip install 'vaecodec[deep]'" in line for line in lines), result.stderr
+
+
 def test_heic_takes_all_metadata() -> None:
     pytest.importorskip("pillow_heif")
     exif = Image.Exif()

@@ -325,6 +325,10 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert result.stderr == f"vaecodec: {cut}: {ends[2]} of {file.stat().st_size} bytes, preview 3 of 16\n"
     with Image.open(tmp_path / "cut.png") as shown:
         assert shown.size == (90, 70)
+    cut.write_bytes((tmp_path / "y.vae").read_bytes()[:-9])
+    result = cli("decompress", cut, "-o", tmp_path / "y.png", "--preview", "--quiet", *BOTH)
+    assert result.exit_code == 0 and result.stderr.endswith("bytes, whole tiles only\n")
+    cut.write_bytes(file.read_bytes()[: ends[2]])
     result = cli("decompress", file, "-o", tmp_path / "whole.png", "--preview", "--quiet", *BOTH)
     assert result.exit_code == 0 and result.stderr == ""
     result = cli("decompress", "-", "-o", tmp_path / "in.png", "--preview", *BOTH, data=cut.read_bytes())

@@ -23,6 +23,8 @@ from .metadata import lost, save_options
 
 PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl")
 """Packages that teach Pillow a format when they are imported: HEIC and JPEG XL."""
+PLUGGED = frozenset({".heic", ".heif", ".hif", ".jxl"})
+"""The suffixes of these."""
 
 LOSING = frozenset({"JPEG", "MPO", "AVIF", "PDF"})
 """Formats whose loss is their purpose, or of which Pillow writes no other kind: who names one has asked for it."""
@@ -57,13 +59,20 @@ def load_plugins() -> bool:
     return bool(untried)
 
 
+def lacking(suffix: str) -> str:
+    """What to add to an error where a suffix is that of a plugin which is not there; nothing elsewhere."""
+    if suffix.lower() not in PLUGGED or suffix.lower() in Image.registered_extensions():
+        return ""
+    return f"; {suffix} needs the extra \"deep\": pip install 'vaecodec[deep]'"
+
+
 def picture_format(suffix: str) -> str:
     """Pillow's name of the format that a suffix stands for. Raises ImageError where there is none."""
     if suffix.lower() not in Image.registered_extensions():
         load_plugins()
     format = Image.registered_extensions().get(suffix.lower())
     if format is None or format not in Image.SAVE:
-        raise ImageError(f"no picture format for the suffix {suffix!r}")
+        raise ImageError(f"no picture format for the suffix {suffix!r}{lacking(suffix)}")
     return format
 
 

@@ -135,7 +135,7 @@ def compress(
                 if head == MAGIC:  # from standard input: files have been looked at
                     raise VaeError("already a .vae file")
                 source.seek(0)
-                picture, others = picture_in(source, limits), left_out(source) if metadata else []
+                picture, others = picture_in(source, limits, job.source.suffix), left_out(source) if metadata else []
                 return compressed(job, follow, picture, others, source.seek(0, os.SEEK_END))
 
         def compressed(
@@ -264,8 +264,8 @@ def decompress(
             read, said = len(data), list[str]()
             if preview:
                 *ends, size = unpack(data, limits, preview=True).ends
-                previews = f", preview {sum(end <= read for end in ends)} of {len(ends)}" if ends else ""
-                said += [f"{read} of {size} bytes{previews}"] if read < size else []
+                shown = f"preview {sum(end <= read for end in ends)} of {len(ends)}" if ends else "whole tiles only"
+                said += [f"{read} of {size} bytes, {shown}"] if read < size else []
             del data  # a large picture leaves no room for it
             encoded, lost = encode_picture(
                 picture, encoding, depth=header.depth, lossy=lossy_output, background=background

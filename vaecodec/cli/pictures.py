@@ -26,7 +26,7 @@ def with_a_picture(plan: files.Plan) -> files.Plan:
         return plan
     from PIL import Image, UnidentifiedImageError
 
-    from ..saving import load_plugins
+    from ..saving import lacking, load_plugins
 
     (job,) = plan.jobs
     if folders.special(job.source):
@@ -36,25 +36,26 @@ def with_a_picture(plan: files.Plan) -> files.Plan:
             Image.open(job.source).close()
         except UnidentifiedImageError:
             if not load_plugins():
-                return replace(plan, jobs=[replace(job, problem="not a picture that Pillow reads")])
+                problem = f"not a picture that Pillow reads{lacking(job.source.suffix)}"
+                return replace(plan, jobs=[replace(job, problem=problem)])
         except Exception:  # it will be said where it is read
             return plan
         else:
             return plan
 
 
-def picture_in(file: IO[bytes], limits: Limits | None = None) -> Image | DeepPicture:
-    """The picture that ``open_picture`` gives, by way of a plugin if Pillow alone gives none."""
+def picture_in(file: IO[bytes], limits: Limits | None = None, suffix: str = "") -> Image | DeepPicture:
+    """The picture that ``open_picture`` gives, by way of a plugin if Pillow alone gives none. suffix: of the file."""
     from ..image import ImageError, open_picture
-    from ..saving import load_plugins
+    from ..saving import lacking, load_plugins
 
     try:
         return open_picture(file, limits)
-    except ImageError:
-        if not load_plugins():
-            raise
-        file.seek(0)
-        return open_picture(file, limits)
+    except ImageError as error:
+        if load_plugins():
+            file.seek(0)
+            return picture_in(file, limits, suffix)
+        raise ImageError(f"{error}{lacking(suffix)}") from None
 
 
 def overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
