@@ -106,7 +106,11 @@ export class Passes {
           k[at] = clamp(k[at] + ((o[2] + 8192) >> 14), 0, 2);
         });
       }
-      popUnder(walk, m, i, k).forEach((value, at) => {
+      const rounded = m.map((mean, at) => {
+        const step = i[at] < 16 ? 1 : i[at] < 24 ? 2 : 4;
+        return (mean + (step >> 1)) & -step;
+      });
+      popUnder(walk, rounded, i, k).forEach((value, at) => {
         const n = places[at];
         const [row, column] = [Math.floor(n / w) + 1, (n % w) + 1];
         values[n] = value;
