@@ -148,6 +148,19 @@ def test_certain_latents(shipped: Path, photo: Image.Image, tmp_path: Path) -> N
     assert [answer.get("hash", answer) for answer in decoded(jobs)] == hashes
 
 
+@in_node
+def test_shipped_lossless_weights(shipped_lossless: Path, photo: Image.Image, tmp_path: Path) -> None:
+    """What people have; and refiners, of which the golden files of the page have none."""
+    codec, jobs, hashes = Codec("cpu", shipped_lossless), [], []
+    for progressive in (False, True):
+        path = tmp_path / f"{progressive}.vae"
+        data = codec.compress(photo.crop((0, 0, 128, 96)), lossless=True, progressive=progressive)
+        path.write_bytes(data)
+        jobs.append({"file": str(path), "weights": str(shipped_lossless)})
+        hashes.append(digest(codec.decode_array(data)))
+    assert [answer.get("hash", answer) for answer in decoded(jobs)] == hashes
+
+
 def verdict(data: bytes) -> str:
     try:
         unpack(data)
