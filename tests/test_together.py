@@ -1,4 +1,4 @@
-"""Tiles and pictures that are coded at once: files and pixels are those of one after the other, errors stay their own."""
+"""Tiles and pictures that are coded at once: files and pixels are those of one by one, errors stay their own."""
 
 import threading
 import time
@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, picture
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import TINY, gathering_codec, picture
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 import vaecodec.networks
@@ -20,13 +19,6 @@ from vaecodec import Codec
 from vaecodec.together import Gathering, at_once, one_by_one
 
 QUALITY = 80
-
-
-def gathering_codec() -> Codec:
-    """What a codec is on a GPU, but on the CPU."""
-    codec = Codec("cpu", TINY, engine="torch", tile=64)
-    codec.lossy.gathers, codec._each = True, at_once
-    return codec
 
 
 @pytest.fixture
