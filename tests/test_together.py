@@ -209,6 +209,20 @@ def test_who_is_behind_comes_first() -> None:
     assert order == [(0, 1), (1, 2), (2, 3)]
 
 
+def test_only_so_many_members() -> None:
+    """However many pictures have tiles at once."""
+    gathering, sizes = Gathering(), list[int]()
+
+    def together(questions: list[int]) -> list[int]:
+        sizes.append(len(questions))
+        return questions
+
+    work = gathering.member(lambda who: gathering.ask((0,), together, who))
+    results = [list(at_once(work, range(12), lambda _: 1)) for _ in range(3)]
+    assert [[result() for result in some] for some in results] == [list(range(12))] * 3
+    assert max(sizes) <= vaecodec.together.MOST and sum(sizes) == 36
+
+
 def test_who_is_no_member_asks_alone() -> None:
     assert Gathering().ask((0,), lambda questions: [len(questions)], "?") == 1
 

@@ -19,8 +19,8 @@ R = TypeVar("R")
 
 ROOM = 2**24
 """Pixels that are coded at once, about; a larger picture or tile is alone."""
-MOST = 64
-"""Threads at once."""
+MOST = 16
+"""Pictures, and tiles of all of them, at once: on a GPU each thread takes some megabytes to work in."""
 
 
 def one_by_one(function: Callable[[T], R], items: Iterable[T], _size: Callable[[T], int]) -> Iterator[Callable[[], R]]:
@@ -62,26 +62,28 @@ class _Question:
 
 
 class Gathering:
-    """Where threads wait for each other. Nothing here depends on which of them is the faster but the batches."""
+    """Where threads wait for each other, MOST of them. Which are the faster decides what the batches are, no more."""
 
     def __init__(self) -> None:
         self._members = set[int]()
         self._waiting: list[_Question] = []
         self._changed = threading.Condition()
+        self._places = threading.Semaphore(MOST)
 
     def member(self, function: Callable[[T], R]) -> Callable[[T], R]:
         """The function, whose thread the others wait for while it runs. It is to wait for nothing but what it asks."""
 
         def joined(item: T) -> R:
             thread = threading.get_ident()
-            with self._changed:
-                self._members.add(thread)
-            try:
-                return function(item)
-            finally:
+            with self._places:
                 with self._changed:
-                    self._members.remove(thread)
-                    self._changed.notify_all()
+                    self._members.add(thread)
+                try:
+                    return function(item)
+                finally:
+                    with self._changed:
+                        self._members.remove(thread)
+                        self._changed.notify_all()
 
         return joined
 
