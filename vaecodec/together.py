@@ -115,14 +115,14 @@ class Gathering:
 
 def _answer(group: list[_Question]) -> None:
     """A batch that fails, for want of memory perhaps, is tried one by one: an error is only of who made it."""
+    answers, alone = list[Any](), len(group) == 1
     try:
         answers = group[0].together([question.asked for question in group])
     except BaseException as error:
-        if len(group) > 1:
-            for question in group:
-                _answer([question])
-            return
-        group[0].error, group[0].done = error, True
-        return
-    for question, answer in zip(group, answers, strict=True):
+        if alone:
+            group[0].error, group[0].done = error, True
+    if not answers and not alone:  # out of the handler, where the error would hold what the batch took
+        for question in group:
+            _answer([question])
+    for question, answer in zip(group, answers, strict=False):
         question.answer, question.done = answer, True
