@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from vaecodec import Codec
-from vaecodec.engines import use_threads
 
 QUALITIES = (0, 25, 50, 75, 90, 100)
 LOSSLESS_SIDE = 400
@@ -21,7 +21,7 @@ def decoders() -> dict[str, Codec]:
     codecs = dict[str, Codec]()
     for engine in ("onnx", "torch"):
         for threads in (1, 2):
-            use_threads(threads)
+            torch.set_num_threads(threads)
             codec = codecs[f"{engine}, threads {threads}"] = Codec("cpu", engine=engine)
             assert codec.lossy and codec.lossless  # loaded now, for so many threads
     return codecs

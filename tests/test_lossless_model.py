@@ -158,7 +158,7 @@ def test_loaded_networks_are_those_that_were_trained(tmp_path: Path) -> None:
     model.exact(True)
     weights = load(saved(tmp_path), CPU)
     assert isinstance(weights, LosslessWeights) and weights.prior_tables.digest_bytes() == LATENTS.digest_bytes()
-    assert weights.known_answer() == LosslessWeights(model, LATENTS, LATENTS, LATENTS, b"").known_answer()
+    assert weights.known_answer() == LosslessWeights(model, LATENTS, LATENTS, LATENTS, {}, b"").known_answer()
 
 
 def test_identity_names_all_networks_and_tables(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import python
+from PIL import Image
 
 from bitstream import gaussian_tables
 from vaecodec import kinds
@@ -78,3 +80,38 @@ def test_the_identity_is_the_decoders(models: tuple[LossyModel, LossyModel, torc
     plain = path.with_name("plain.safetensors")
     save_lossy(plain, model, TABLES)
     assert kinds.load(plain, torch.device("cpu")).identity == kinds.load(path, torch.device("cpu")).identity
+
+
+@pytest.mark.slow
+def test_all_engines_decode_alike(photo: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import exactness
+
+    threads = torch.get_num_threads()
+    photo.crop((0, 0, 131, 97)).save(tmp_path / "photo.png")
+    try:
+        exactness.run([tmp_path / "photo.png"])
+    finally:
+        torch.set_num_threads(threads)
+    assert " 0 with other samples" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_memory_does_not_creep() -> None:
+    """Of pictures of changing size, after the largest of them."""
+    code = """
+import numpy as np
+from PIL import Image
+from vaecodec import Codec
+codec, rng = Codec("cpu", engine="onnx"), np.random.default_rng(0)
+large = np.asarray(Image.fromarray(rng.integers(0, 255, (30, 30, 3), np.uint8)).resize((400, 400)))
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+sizes = [(400, 400), *rng.integers(100, 400, (200, 2))]
+for number, (height, width) in enumerate(sizes):
+    codec.decode_array(codec.compress(np.ascontiguousarray(large[:height, :width]), 50))
+    if number == 10:
+        before = resident()
+print(resident() - before)
+"""
+    done = python(code, OMP_NUM_THREADS="1")
+    assert done.returncode == 0 and int(done.stdout) < 16 * 2**20, done

@@ -138,7 +138,7 @@ def test_steps_are_those_of_a_plain_loop(kind: str, soap: float) -> None:
     for mine, theirs in ((trainer.model, model), (trainer.average, average)):
         for (name, a), b in zip(mine.named_parameters(), theirs.parameters(), strict=True):
             moved = float((a - start[name]).detach().norm())
-            assert float((a - b).detach().norm()) <= 0.05 * moved + 1e-6, name
+            assert float((a - b).detach().norm()) <= 0.1 * moved + 1e-6, name
 
 
 class PlainSoap:
@@ -308,7 +308,7 @@ def test_hard_phases_leave_the_encoder_and_train_the_rest() -> None:
 
 
 def test_hard_losses_are_those_of_rounded_latents() -> None:
-    model, x, quality = small_model(), torch.rand(2, 3, 64, 64) * 255, torch.tensor([2000, 8000])
+    model, x, quality = small_model(), torch.rand(2, 3, 64, 64), torch.tensor([2000, 8000])
     losses = [float(rate_distortion_loss(model, x, quality, 0.4, 0.25, hard=True)) for _ in range(2)]
     noisy = [float(rate_distortion_loss(model, x, quality, 0.4, 0.25)) for _ in range(2)]
     assert losses[0] == losses[1] and noisy[0] != noisy[1]
