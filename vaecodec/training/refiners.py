@@ -1,7 +1,7 @@
 """Refiners for lossless weights: `python -m vaecodec.training.refiners WEIGHTS DATA OUT`.
 
-They stand behind the networks and are fitted to what these predict, in a quarter of an hour on one core: each alone, by the bits of
-the density that the tables stand for. With a weights file as DATA, its refiners are taken as they are.
+They stand behind the networks and are fitted to what these predict, in a quarter of an hour on one core: each alone, by
+the bits of the density that the tables stand for. With a weights file as DATA, its refiners are taken as they are.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ..weights import digest_of
 from .crops import load_images, wear
 
 LEVELS = 2
-WIDTHS = {"B": (64, 48), "C": (64, 48), "D": (128, 64)}
+WIDTHS = {"B": (48, 16), "C": (48, 16), "D": (128, 48)}
 """Hidden widths in the later passes of a phase, by level."""
 NARROW = 16
 """In first passes."""
-STEPS, BATCH, RATE = 1000, 4096, 1e-2
+STEPS, BATCH, RATE = 1500, 4096, 1e-2
 SAMPLES = 2048
 """So many of a picture are kept for each refiner."""
 IN, HIDDEN, WEIGHT, OUT = 16, 32, 512, 2**14
@@ -149,8 +149,7 @@ def size_of(place: Place) -> tuple[int, int]:
     number, phase, _, index = place
     if index == 0:
         return NARROW, STEPS
-    most = 3 if phase == "D" else 2
-    return WIDTHS[phase][number - 1], STEPS * (most if number == 1 else 1)
+    return WIDTHS[phase][number - 1], STEPS * (2 if number == 1 and phase == "D" else 1)
 
 
 def attach(path: Path, tensors: dict[str, NDArray[Any]], out: Path) -> None:
