@@ -33,6 +33,7 @@ from vaecodec.lossy import misfits
 from vaecodec.lossy.layers import Config
 from vaecodec.lossy.model import LossyModel
 from vaecodec.networks import tensors_in, write
+from vaecodec.together import at_once
 from vaecodec.training import loop as train, lossless as lossless_training, lossy as lossy_training
 from vaecodec.weights import read, scrambled_array
 
@@ -202,6 +203,13 @@ def torch_tiny() -> Codec:
 def torch_lossless_codec() -> Codec:
     """The codec with the small lossless model, run by torch."""
     return Codec("cpu", TINY_LOSSLESS, engine="torch")
+
+
+def gathering_codec(*weights: Path) -> Codec:
+    """What a codec with small tiles is on a GPU, but on the CPU: tiles, and pictures, are coded at once."""
+    codec = Codec("cpu", weights or TINY, engine="torch", tile=64)
+    codec.lossy.gathers, codec._each = True, at_once
+    return codec
 
 
 def packaged(kind: str) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click import ClickException
 from click.testing import CliRunner
-from conftest import picture, python
+from conftest import TINY, TINY_LOSSLESS, gathering_codec, picture, python
 from PIL import Image
 
 pytest.importorskip("scipy")  # of the "bench" extra
@@ -398,9 +398,16 @@ def test_one_command_makes_all_that_the_readme_shows(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("small_weights", "threads")
-def test_shares_of_the_time_on_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture(40, 30).save(tmp_path / "a.png")
-    device_speed.run([tmp_path / "a.png"], 50, "cpu")
+@pytest.mark.parametrize("threads_of_tiles", [False, True])
+def test_shares_of_the_time_on_a_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, threads_of_tiles: bool
+) -> None:
+    if threads_of_tiles:  # as on a GPU
+        codec = gathering_codec(TINY, TINY_LOSSLESS)
+        monkeypatch.setattr(device_speed, "Codec", lambda _device: codec)
+    for name in "ab":
+        picture(40, 30).save(tmp_path / f"{name}.png")
+    device_speed.run([tmp_path / "a.png", tmp_path / "b.png"], 50, "cpu")
     _, _, *rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 8
     for row in rows:

@@ -16,6 +16,7 @@ from conftest import TINY, picture  # noqa: E402
 from bitstream import AnsStack, CorruptError, Tables, gaussian_tables  # noqa: E402
 from vaecodec import Codec  # noqa: E402
 from vaecodec.device_coder import DeviceStack, bits, on_device  # noqa: E402
+from vaecodec.together import at_once  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 MOST = 100_000 if CUDA else 60  # values; the interpreter takes some milliseconds for each step
@@ -108,3 +109,14 @@ def test_lossy_files_are_the_same(mode: str, torch_tiny: Codec) -> None:
     other.lossy.codes = True
     assert other.compress(image, 90) == expected
     assert (other.decode_array(expected) == pixels).all()
+
+
+def test_tiles_that_are_coded_at_once(torch_tiny: Codec) -> None:
+    """Threads share the tables and the kernels, and batches stay on the device."""
+    images = [picture(20, 10, seed=seed) for seed in range(2)]
+    expected = [torch_tiny.compress(image, 90) for image in images]
+    codec = Codec(str(DEVICE), TINY, engine="torch")
+    codec.lossy.codes, codec.lossy.gathers, codec._each = True, True, at_once
+    assert codec.compress_batch(images, 90) == expected
+    for image, file in zip(codec.decompress_batch(expected), expected, strict=True):
+        assert (np.asarray(image) == torch_tiny.decode_array(file)).all()

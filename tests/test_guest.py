@@ -82,6 +82,7 @@ CALLS: dict[str, Callable[[Codec, bytes], Any]] = {
     "compress": lambda codec, _: len(codec.compress(np.zeros((20, 20, 3), np.uint8))),
     "compress_batch": lambda codec, _: len(codec.compress_batch(np.zeros((2, 20, 20, 3), np.uint8))),
     "decompress": lambda codec, data: codec.decompress(data).width,
+    "decompress_batch": lambda codec, data: len(codec.decompress_batch([data, data])),
     "decode_array": lambda codec, data: int(codec.decode_array(data)[0, 0, 0]),
     "decode_tensor": lambda codec, data: codec.decode_tensor(data).float(),
     "decode_tiles": lambda codec, data: sum(int(part.size) for _, part in codec.decode_tiles(data)),

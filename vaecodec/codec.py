@@ -26,7 +26,7 @@ from bitstream import (
 )
 
 from .colour import GREY, grey_pixels
-from .decoder import Decoder
+from .decoder import Decoder, room_of
 from .engines import torch_for, torch_if_loaded
 from .guest import public
 from .image import (
@@ -41,6 +41,7 @@ from .image import (
 from .info import Source, bytes_of
 from .kinds import WINGS, Shelf
 from .tiles import TILE, Progress, Region, box_of, ignore, tiles
+from .together import ROOM
 
 EFFORTS = range(10)
 
@@ -134,6 +135,22 @@ class Codec(Decoder):
         Raises ImageError for pictures that are not supported, ValueError for a quality, depth or effort out of range,
         LimitError.
         """
+        options = (quality, lossless, fast, depth, effort, progressive, limits)
+        return self._begun(picture, *options, progress or ignore)[1]()
+
+    def _begun(
+        self,
+        picture: Picture,
+        quality: float,
+        lossless: bool,
+        fast: bool,
+        depth: int | None,
+        effort: int,
+        progressive: bool,
+        limits: Limits | None,
+        progress: Progress,
+    ) -> tuple[Header, Callable[[], bytes]]:
+        """What a file will be, and the rest of the work: see ``compress``."""
         quality = float(quality)
         if not 0 <= quality <= 100:
             raise ValueError(f"quality {quality} is not in 0..100")
@@ -159,8 +176,13 @@ class Codec(Decoder):
         (limits or Limits()).check(header)
         if used > depth:
             raise ImageError(f"the picture has samples of more than {depth} bits")
-        coded = WINGS[kind].coder(weights).encode(pixels, header, effort, progress or ignore, progressive)
-        return pack(header, coded, sections)
+
+        def file() -> bytes:
+            return pack(
+                header, WINGS[kind].coder(weights).encode(pixels, header, effort, progress, progressive), sections
+            )
+
+        return header, file
 
     def _refining_shelf(self) -> Shelf:
         """Weights that latents are refined with, by gradients: torch's."""
@@ -184,6 +206,10 @@ class Codec(Decoder):
     ) -> list[bytes]:
         """A file for each picture, byte for byte that of ``compress``.
 
+        On a GPU lossy pictures are coded at once, up to 16 megapixels of them and one more that is open, and so are the
+        tiles of each: the exact networks of tiles of equal size run as one batch. The encoder's own, whose numbers
+        might depend on the batch, run tile by tile, and ``effort`` picture by picture.
+
         pictures: a tensor [N, C, H, W], an array [N, H, W, C], or pictures of any kinds and sizes. Raises ImageError
         for a single picture.
         """
@@ -194,9 +220,10 @@ class Codec(Decoder):
             raise ImageError(
                 f"a batch is an array [N, H, W, C], a tensor [N, C, H, W] or a list of pictures, not {shape}"
             )
-        options: dict[str, Any] = {"lossless": lossless, "fast": fast, "depth": depth, "effort": effort}
-        options |= {"progressive": progressive, "limits": limits}
-        return [self.compress(picture, quality, **options) for picture in pictures]
+        options = (quality, lossless, fast, depth, effort, progressive, limits, ignore)
+        begun = (self._begun(picture, *options) for picture in pictures)
+        coded = self._each(lambda pair: pair[1](), begun, lambda pair: ROOM if effort else room_of(pair[0]))
+        return [file() for file in coded]
 
 
 _shared: dict[str, Codec] = {}

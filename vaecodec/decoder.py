@@ -6,7 +6,7 @@ kind has in ``kinds``. No layer and no network is named here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from bitstream import (
     TILE_MAX,
     Container,
     CorruptError,
+    Header,
+    Kind,
     Limits,
     Record,
     VersionError,
@@ -38,6 +40,7 @@ from .info import Source, bytes_of
 from .kinds import WINGS, Shelf, arithmetic
 from .plain_tiles import Samples, sample_type
 from .tiles import Box, Progress, Region, box_of, ignore
+from .together import ROOM, at_once, one_by_one
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +57,7 @@ class Decoder:
         if engine == "onnx" and self.device != "cpu":
             raise ValueError(f"the engine on ONNX Runtime is for CPUs, not for device {device}")
         self._shelf = Shelf(weights, self.device, engine)
+        self._each = at_once if self.device.startswith("cuda") else one_by_one
 
     @public
     def decompress(
@@ -78,10 +82,26 @@ class Decoder:
         LimitError, WeightsError if the file was made with other weights, ImageError for 16-bit colour, which Pillow
         has no mode for, ValueError for a region that is not inside the picture.
         """
-        container = unpacked(data, limits, damaged, preview)
+        return self._drawn(unpacked(data, limits, damaged, preview), progress or ignore, region, damaged)
+
+    @public
+    def decompress_batch(self, files: Iterable[Source], limits: Limits | None = None) -> list[Image.Image]:
+        """The picture in each file, as ``decompress`` gives it. On a GPU lossy files are decoded at once, up to 16
+        megapixels, and the networks of their tiles of equal size run as one batch. Raises what ``decompress`` does for
+        a single file."""
+        containers = (unpacked(file, limits, None, False) for file in files)
+        return [drawn() for drawn in self._each(self._drawn, containers, lambda container: room_of(container.header))]
+
+    def _drawn(
+        self,
+        container: Container,
+        progress: Progress = ignore,
+        region: Region | None = None,
+        damaged: list[Region] | None = None,
+    ) -> Image.Image:
         refuse_deep_colour(container.header.mode)
         wanted = box_of(region, container.header.width, container.header.height)
-        parts = self._decode(container, wanted, progress or ignore, damaged)
+        parts = self._decode(container, wanted, progress, damaged)
         picture = Image.new(container.header.mode.name, (wanted.columns, wanted.rows))
         picture.info |= info_of(container.sections)
         if region:
@@ -212,6 +232,12 @@ class Decoder:
         weights = self._shelf.named(header.kind, header.model) if needed else None
         parts = wing.coder(weights).decode(container, wanted, progress, damaged, record)
         return parts if header.colour != GREY else ((box, coloured(samples)) for box, samples in parts)
+
+
+def room_of(header: Header) -> int:
+    """What a picture takes of the room there is for several at once: without lossy networks it gains nothing from
+    company, and takes all."""
+    return header.width * header.height if header.kind is Kind.LOSSY else ROOM
 
 
 def unpacked(data: Source, limits: Limits | None, damaged: list[Region] | None, preview: bool) -> Container:

@@ -8,6 +8,7 @@ TRITON_INTERPRET=1 runs the kernels without a GPU.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,6 +24,7 @@ from bitstream import AnsStack, CorruptError, Tables
 from bitstream.rans import RUN, WORD
 
 WARP = 32
+_launching = threading.Lock()
 
 
 @triton.jit
@@ -183,7 +185,8 @@ class TritonLanes:
     def _launch(self, kernel: Any, *arguments: Any) -> None:
         lanes = len(self.state)
         lay = (self.state, self.height, self.stack, self.stack.shape[1], lanes)
-        kernel[(-(-lanes // WARP),)](*arguments, *lay, run=RUN, width=WARP, num_warps=1)
+        with _launching, torch.cuda.device(self.state.get_device()):  # which is where Triton launches
+            kernel[(-(-lanes // WARP),)](*arguments, *lay, run=RUN, width=WARP, num_warps=1)
 
 
 class DeviceStack(AnsStack):

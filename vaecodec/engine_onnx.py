@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from bitstream import AnsStack
 
+from .together import one_by_one
 from .weights import QUALITY_MAX, Stored, WeightsError, read
 
 Floats = NDArray[np.float32]
@@ -65,6 +66,7 @@ class Sessions:
         return x
 
     get = put
+    side_by_side = staticmethod(one_by_one)
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from bitstream import AnsStack, Tables
 
 from .engines import installed
 from .exact import ExactConv
+from .together import Gathering, at_once, one_by_one
 from .weights import FIRST, Stored, Weights, WeightsError, about_of, digest_of, scrambled_array, stored_of
 
 
@@ -36,11 +37,35 @@ class Networks(Weights, Protocol):
 
 
 class OnDevice:
-    """Where the coder runs: on a GPU where Triton is installed, which torch's CUDA build brings, else on the host."""
+    """Where the coder runs: on a GPU where Triton is installed, which torch's CUDA build brings, else on the host.
+
+    gathering: of tiles that are coded at once.
+    """
+
+    gathering: Gathering
 
     @property
     def device(self) -> torch.device:
         raise NotImplementedError
+
+    @cached_property
+    def gathers(self) -> bool:
+        """Whether tiles are coded at once, and exact networks run as batches: on a GPU."""
+        return self.device.type == "cuda"
+
+    def side_by_side(
+        self, function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int]
+    ) -> Iterator[Callable[[], R]]:
+        if not self.gathers:
+            return one_by_one(function, items, size)
+        return at_once(self.gathering.member(function), items, size)
+
+    def batched(self, order: int, network: Callable[..., Any], quality: int, *inputs: Tensor | None) -> Any:
+        """What a network, of a quality, makes of inputs [1, C, H, W], maybe in a batch with those of other tiles. It
+        must be exact: only integers are the same in any batch. order: of networks, as a tile needs them."""
+        given = [x for x in inputs if x is not None]
+        key = (order, quality, *(tuple(x.shape) for x in given))
+        return self.gathering.ask(key, partial(in_batch, network), given)
 
     @cached_property
     def codes(self) -> bool:
@@ -68,6 +93,8 @@ class OnDevice:
 
 
 AnyNetworks = TypeVar("AnyNetworks", bound=Networks)
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def tensors_in(stored: Stored, part: str) -> dict[str, Tensor]:
@@ -110,6 +137,15 @@ def ready(networks: AnyNetworks, stored: Stored, device: torch.device) -> AnyNet
         if f"{networks.known_answer():08x}" == stored.answer:
             return networks
     raise WeightsError(f"{stored.name} fails its self-test on {device}")
+
+
+def in_batch(network: Callable[..., Any], asked: list[list[Tensor]]) -> list[Any]:
+    """What a network gives, a tensor or some, for the inputs of each tile."""
+    inputs = (torch.cat(each) if len(each) > 1 else each[0] for each in zip(*asked, strict=True))
+    given = network(*inputs)
+    if isinstance(given, Tensor):
+        return [given[k : k + 1] for k in range(len(given))]
+    return [tuple(part[k : k + 1] for part in given) for k in range(len(given[0]))]
 
 
 class _NothingDrawn(TorchFunctionMode):

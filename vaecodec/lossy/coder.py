@@ -22,11 +22,14 @@ from ..colour import channels_of, colours_of
 from ..image import Pixels, grey_of
 from ..plain_tiles import Samples, grey_samples, sample_type, samples_in, smaller_tile
 from ..tiles import Box, Progress, Region, advance, box_of, forgiving, shares, tiles
+from ..together import one_by_one
 from . import misfits
 from .grid import Band, Missing
-from .numbers import PATCH, lagrangian_of, stream_of
+from .numbers import PATCH, Steps, lagrangian_of, stream_of
 from .tile import Floats, Networks, pop_tile, push_tile
 
+METHODS = (NETWORK, SPARSE)
+"""Of tiles with networks."""
 PIXEL_STEPS = 16
 """Of a pixel, as it is rounded: integers from here on, so that 16 bits are as exact as 8."""
 
@@ -48,24 +51,24 @@ class LossyCoder:
         """The tiles of a picture, in raster order. progressive: those with networks have parts."""
         assert self.weights is not None
         encoder = Encoder(self.weights, pixels, header, effort, progressive)
-        whole, side = box_of(None, header.width, header.height), header.tile // PATCH
-        coded, waiting = dict[Box, Tile](), tiles(*grid_of(header), side)
-        boxes = waiting
+        each = one_by_one if effort else self.weights.side_by_side
+        coded, boxes = dict[Box, Tile](), tiles(*grid_of(header), header.tile // PATCH)
+        waiting = boxes
         while waiting:
             left_out = list[Box]()
-            for box in waiting:
-                samples = pixels[(box.times(PATCH) & whole).within(whole)]
-                parts = shares(box.rows * box.columns * PATCH**2 if box not in coded else 0, steps_of(effort) + 1)
-                stepped = partial(advance, progress, parts)
-                coded[box] = tile = encoder.push_best(samples, box, stepped)
+            counts = [shares(area(box) if box not in coded else 0, steps_of(effort) + 1) for box in waiting]
+            tasks = [(box, partial(advance, progress, count)) for box, count in zip(waiting, counts, strict=True)]
+            pushed = each(lambda task: encoder.push_best(*task), tasks, lambda task: area(task[0]))
+            for (box, stepped), push in zip(tasks, pushed, strict=True):
+                coded[box] = tile = push()
                 stepped()
-                if tile.method not in (NETWORK, SPARSE):
+                if tile.method not in METHODS:
                     left_out.append(box)
             # Their neighbours have counted on their latents.
             for box in left_out:
                 encoder.missing.add(box)
             around = [box.grown(self.weights.margin) for box in left_out]
-            waiting = [b for b in boxes if coded[b].method in (NETWORK, SPARSE) and any(b & other for other in around)]
+            waiting = [b for b in boxes if coded[b].method in METHODS and any(b & other for other in around)]
         return [coded[box] for box in boxes]
 
     def decode(
@@ -87,6 +90,9 @@ class LossyCoder:
         missing = Missing(side, {(b.top // side, b.left // side) for b, t in needed if t.method in (PLAIN, RAW)})
         # Tiles wait with their alpha, or all their samples, None if they are damaged, for the latents below them.
         band, waiting = Band(latents, outer), deque[tuple[Box, Tile, Samples | None]]()
+        each = one_by_one if weights is None or record else weights.side_by_side
+        coded = [(box, tile) for box, tile in needed if tile.method not in (PLAIN, RAW)]
+        popped = each(lambda pair: self._pop(*pair, header, record), coded, lambda pair: area(pair[0]))
         for top, row in groupby(needed, lambda pair: pair[0].top):
             kept = (waiting[0][0].top if waiting else top) - margin
             band.move(max(kept, outer.top), min(top + side, outer.bottom))
@@ -95,47 +101,42 @@ class LossyCoder:
                 samples: Samples | None = None
                 with forgiving(covered, damaged):
                     if tile.method not in (PLAIN, RAW):
-                        samples = self._pop(tile, box, covered, header, band, outer, record)
+                        stream, samples = next(popped)()
+                        part = box & outer
+                        band.values[:, *part.within(band.box)] = stream[:, *part.within(box)]
                     elif box & inner:
                         shape = covered.rows, covered.columns, channels_of(header)
                         known = tile.held is None
                         samples = samples_in(tile, shape, header.depth) if known else grey_samples(shape, header.depth)
                 if box & inner:
                     waiting.append((box, tile, samples))
+            ready = list[tuple[Box, Tile, Samples | None]]()
             while waiting and min(waiting[0][0].bottom + margin, outer.bottom) <= band.box.bottom:
-                box, tile, samples = waiting.popleft()
+                ready.append(waiting.popleft())
+            seen = [box & inner for box, tile, samples in ready if tile.method in METHODS and samples is not None]
+            synthesised = each(lambda part: self.synthesised(band, part, header, missing), seen, area)
+            for box, tile, samples in ready:
                 part = box & inner
                 if samples is not None:
                     shown = part.times(PATCH) & wanted
                     samples = samples[shown.within(box.times(PATCH))]
-                    if tile.method in (NETWORK, SPARSE):
-                        colours = self.synthesised(band, part, header, missing)
-                        colours = colours[shown.within(part.times(PATCH))]
+                    if tile.method in METHODS:
+                        colours = next(synthesised)()[shown.within(part.times(PATCH))]
                         dtype = sample_type(header.depth)
                         samples = np.concatenate([colours, samples], 2, dtype=dtype, casting="unsafe")
                     yield shown, samples
-                progress(part.rows * part.columns * PATCH**2)
+                progress(area(part))
 
-    def _pop(
-        self,
-        tile: Tile,
-        box: Box,
-        covered: Box,
-        header: Header,
-        band: Band,
-        outer: Box,
-        record: Record | None,
-    ) -> Samples:
-        """The alpha of a tile with networks; what g_s reads of it goes into the band. Raises CorruptError."""
-        if tile.method not in (NETWORK, SPARSE):
+    def _pop(self, box: Box, tile: Tile, header: Header, record: Record | None) -> tuple[Steps, Samples]:
+        """Of a tile with networks, what g_s reads of it, [M, rows, columns], and alpha. Raises CorruptError."""
+        if tile.method not in METHODS:
             raise VersionError(f"unknown tile method {tile.method}")
         assert self.weights is not None
+        covered = box.times(PATCH) & box_of(None, header.width, header.height)
         shape = (covered.rows, covered.columns, channels_of(header) - colours_of(header))
         quality = header.quality
         y_hat, alpha = pop_tile(self.weights, tile, box.rows, box.columns, quality, shape, header.depth, record)
-        stream, part = stream_of(y_hat, self.weights.gains(quality), self.weights.config.bits), box & outer
-        band.values[:, *part.within(band.box)] = stream[:, *part.within(box)]
-        return alpha
+        return stream_of(y_hat, self.weights.gains(quality), self.weights.config.bits), alpha
 
     def synthesised(self, band: Band, box: Box, header: Header, missing: Missing) -> NDArray[np.signedinteger[Any]]:
         """What g_s makes of a box, integers [H, W, 3 or 1] in 0..2**depth - 1, from a band that holds it and, as far as
@@ -163,9 +164,11 @@ class Encoder:
         self.effort, self.progressive = effort, progressive
         self.missing = Missing(header.tile // PATCH, set())
 
-    def push_best(self, samples: Samples, box: Box, stepped: Callable[[], None]) -> Tile:
+    def push_best(self, box: Box, stepped: Callable[[], None]) -> Tile:
         """A tile with networks or, where they cost more than they save, without."""
         weights, q, depth = self.weights, self.header.quality, self.header.depth
+        whole = box_of(None, self.pixels.width, self.pixels.height)
+        samples = self.pixels[(box.times(PATCH) & whole).within(whole)]
         outer = box.grown(weights.margin) & Box(0, 0, *grid_of(self.header))
         inside, colours = box.within(outer), colours_of(self.header)
         seen = self.missing.seen(outer)
@@ -220,6 +223,11 @@ def steps_of(effort: int) -> int:
     from .refine import steps_of  # needs torch
 
     return steps_of(effort)
+
+
+def area(box: Box) -> int:
+    """Pixels of a box of latents."""
+    return box.rows * box.columns * PATCH**2
 
 
 def grid_of(header: Header) -> tuple[int, int]:

@@ -7,8 +7,8 @@ decoded and is sent their values; ``bitstream.chain`` runs it forwards to pop an
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ from .numbers import BANDS, HYPER, STEP_ORDER, STEPS, UNIT, Config, Steps
 
 SYMBOL_MAX = 2**17  # a decoded latent, in steps of 1/64 at the finest, then fits in float32's 24 bits
 RATE_WEIGHT = 0.025  # squared error, in steps of the quantiser, that the encoder takes for a bit less
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Symbols = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -65,6 +68,11 @@ class Networks(Protocol):
 
     def get(self, x: Any) -> NDArray[Any]:
         """The inverse of ``put``."""
+
+    def side_by_side(
+        self, function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int]
+    ) -> Iterator[Callable[[], R]]:
+        """A function that codes tiles, for each of some: one by one or, on a GPU, at once; see ``together``."""
 
     def quantised(self, residual: Any, ids: Symbols) -> Symbols:
         """See ``tile.quantised``."""

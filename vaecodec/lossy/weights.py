@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from ..networks import (
     tensors_in,
     write,
 )
+from ..together import Gathering
 from ..weights import Stored, tables_of
 from .layers import GAIN_BITS, SCALES, STREAM_MAX, STREAM_UNIT, UNIT, Config, centred, in_8_bits
 from .model import LossyModel
-from .numbers import KNOWN_INPUTS, Steps
+from .numbers import KNOWN_INPUTS, STEPS, Steps
 from .tile import RATE_WEIGHT, Floats, Symbols, quantised
 
 
@@ -40,7 +41,7 @@ class LossyWeights(OnDevice):
 
     model: frozen networks. tables: entropy tables, one for each scale index. identity: 16 bytes.
     inverse: int64 [knots, M], gains of g_s's input in steps of 2**-GAIN_BITS; z_mean: int64 [knots, C_z] in steps of
-    1/16; z_index: int64 [knots, C_z], table numbers.
+    1/16; z_index: int64 [knots, C_z], table numbers. gathering: see ``OnDevice``.
     """
 
     model: LossyModel
@@ -49,6 +50,7 @@ class LossyWeights(OnDevice):
     inverse: Tensor
     z_mean: Tensor
     z_index: Tensor
+    gathering: Gathering = field(default_factory=Gathering, repr=False, compare=False)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
@@ -99,19 +101,24 @@ class LossyWeights(OnDevice):
 
     def features(self, z: Symbols, quality: int) -> Tensor:
         with exact_arithmetic(self.device):
-            features: Tensor = self.model.h_s(self.tensor(z) * UNIT, self.at(quality))
+            h_s, q = self.model.h_s, self.at(quality)
+            features: Tensor = self.batched(0, lambda z: h_s(z, q), quality, self.tensor(z) * UNIT)
             return features.squeeze(0)
 
     def context(self, step: int, features: Tensor, y_hat: Symbols, quality: int) -> tuple[Symbols, Symbols]:
         unit = self.model.config.unit
         with exact_arithmetic(self.device):
-            mean, index = self.model.context[step](features[None], self.tensor(y_hat) * unit, self.at(quality))
+            context, q = self.model.context[step], self.at(quality)
+            inputs = features[None], self.tensor(y_hat) * unit
+            mean, index = self.batched(1 + step, lambda *x: context(*x, q), quality, *inputs)
             return self.symbols(mean[0] / unit), self.symbols(index[0])
 
     def synthesise(self, stream: Steps, quality: int, seen: Floats | None = None) -> Symbols:
         with exact_arithmetic(self.device):
-            h = self.tensor(stream) * STREAM_UNIT
-            return integers(self.model.g_s(h, self.at(quality), self.mask(seen)) * 16)
+            g_s, q = self.model.g_s, self.at(quality)
+            inputs = self.tensor(stream) * STREAM_UNIT, self.mask(seen)
+            x_hat = self.batched(1 + STEPS, lambda h, *seen: g_s(h, q, *seen), quality, *inputs)
+            return integers(x_hat * 16)
 
     def refined(
         self,
