@@ -79,7 +79,8 @@ def test_refiners_whose_sums_are_not_exact_are_refused(part: str, value: int) ->
 
 
 def test_refiners_are_fitted_and_make_tiles_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"LEVELS": 1, "STEPS": 40, "BATCH": 256, "WIDE": 4, "NARROW": 4}.items():
+    widths = dict.fromkeys("BCD", (4, 4))
+    for name, value in {"LEVELS": 1, "STEPS": 20, "BATCH": 256, "WIDTHS": widths, "NARROW": 4}.items():
         monkeypatch.setattr(training, name, value)
     photo = np.array(Image.open(PHOTO).convert("RGB"))[60:156, 40:136]
     tensors = training.fit(LosslessNetworks(TINY_LOSSLESS), [torch.from_numpy(photo).permute(2, 0, 1)])

@@ -27,7 +27,7 @@ OFFSETS = np.arange(-4, 5, dtype=np.int32)
 OFFSET_TABLES = Tables(
     OFFSETS[:1], [np.array([2 ** (22 - abs(k)) if k else 2**23 + 2**19 for k in OFFSETS])], escape=False
 )
-LOOKED_AT = 4096
+LOOKED_AT = 16384
 """So many values are enough to choose by."""
 PLAIN, REFINED, WEIGHED = range(3)
 """What a tile may do with a pass: leave it, refine it, and weigh errors around it as well."""

@@ -1,13 +1,13 @@
 """Refiners for lossless weights: `python -m vaecodec.training.refiners WEIGHTS DATA OUT`.
 
-They stand behind the networks and are fitted to what these predict, in minutes on one core: each alone, by the bits of
-the density that the tables stand for. With a weights file as DATA, its refiners are taken as they are.
+They stand behind the networks and are fitted to what these predict, in a quarter of an hour on one core: each alone, by
+the bits of the density that the tables stand for. With a weights file as DATA, its refiners are taken as they are.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,13 @@ from ..weights import digest_of
 from .crops import load_images, wear
 
 LEVELS = 2
-WIDE, NARROW = 48, 16
-"""Hidden width in the later passes of phase D, of which least is known, and in all others."""
-STEPS, BATCH, RATE = 450, 8192, 1e-2
+WIDTHS = {"B": (48, 16), "C": (48, 16), "D": (128, 48)}
+"""Hidden widths in the later passes of a phase, by level."""
+NARROW = 16
+"""In first passes."""
+STEPS, BATCH, RATE = 1500, 4096, 1e-2
+SAMPLES = 2048
+"""So many of a picture are kept for each refiner."""
 IN, HIDDEN, WEIGHT, OUT = 16, 32, 512, 2**14
 """How many integer steps make one: of inputs, hidden activations, weights and outputs."""
 
@@ -79,16 +83,17 @@ def seen(networks: LosslessNetworks, picture: NDArray[np.uint8]) -> Iterator[tup
             features = state.features()[:, : fine.shape[1], : fine.shape[2]]
 
 
-def fitted(inputs: Tensor, samples: Tensor, width: int) -> dict[str, NDArray[Any]]:
+def fitted(inputs: Tensor, samples: Tensor, width: int, steps: int) -> dict[str, NDArray[Any]]:
     """The integers of one refiner, by inputs int8 [N, F] and samples int16 [4, N]."""
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(inputs.shape[1], width), nn.Hardtanh(0, 8), nn.Linear(width, 3))
     first, _, last = net
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     optimiser, scales = torch.optim.Adam(net.parameters(), RATE, betas=(0.9, 0.98)), scale_of(torch.arange(SCALES))
-    for step in range(STEPS):
-        optimiser.param_groups[0]["lr"] = RATE * min(1, 1.3 * (1 - step / STEPS))
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = RATE * min(1, 1.3 * (1 - step / steps))
         some = torch.randint(0, len(inputs), (BATCH,))
         mean, scale, shape, x = samples[:, some].float()
         by = net(inputs[some].float() / IN)
@@ -109,23 +114,42 @@ def fitted(inputs: Tensor, samples: Tensor, width: int) -> dict[str, NDArray[Any
     }
 
 
-def fit(networks: LosslessNetworks, pictures: list[Tensor]) -> dict[str, NDArray[Any]]:
-    """Tensors of all refiners. pictures: uint8 [3, H, W]; a quarter of them is worn, another bent."""
-    torch.manual_seed(0)
-    random, found = np.random.default_rng(0), dict[Place, list[Seen]]()
+def altered(number: int, picture: Tensor) -> NDArray[np.uint8]:
+    """Of every four pictures [3, H, W] one is worn, one bent, and one both."""
+    torch.manual_seed(number)
+    x = wear(picture[None].float())[0].byte() if number % 4 in (1, 2) else picture
+    samples = curved(x.numpy(), np.random.default_rng(number)) if number % 4 in (2, 3) else x.numpy()
+    return np.ascontiguousarray(samples)
+
+
+def some_of(part: Seen, random: np.random.Generator) -> Seen:
+    inputs, samples = part
+    kept = random.permutation(inputs.shape[1])[:SAMPLES]
+    return inputs[:, kept], samples[:, kept]
+
+
+def fit(networks: LosslessNetworks, pictures: Iterable[Tensor]) -> dict[str, NDArray[Any]]:
+    """Tensors of all refiners. pictures: uint8 [3, H, W]."""
+    found = dict[Place, list[Seen]]()
     for number, picture in enumerate(pictures):
-        x = wear(picture[None].float())[0].byte() if number % 4 in (1, 2) else picture
-        samples = np.ascontiguousarray(curved(x.numpy(), random) if number % 4 in (2, 3) else x.numpy())
-        for place, part in seen(networks, samples):
-            found.setdefault(place, []).append(part)
+        random = np.random.default_rng(number)
+        for place, part in seen(networks, altered(number, picture)):
+            found.setdefault(place, []).append(some_of(part, random))
     tensors: dict[str, NDArray[Any]] = {}
     for place, parts in found.items():
         inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate([part[0] for part in parts], 1).T))
-        targets = torch.from_numpy(np.concatenate([part[1] for part in parts], 1))
-        width = WIDE if place[1] == "D" and place[3] else NARROW
-        for name, array in fitted(inputs, targets, width).items():
+        samples = torch.from_numpy(np.concatenate([part[1] for part in parts], 1))
+        for name, array in fitted(inputs, samples, *size_of(place)).items():
             tensors[f"{refine.name_of(*place)}.{name}"] = array
     return tensors
+
+
+def size_of(place: Place) -> tuple[int, int]:
+    """Hidden width and steps of training."""
+    number, phase, _, index = place
+    if index == 0:
+        return NARROW, STEPS
+    return WIDTHS[phase][number - 1], STEPS * (2 if number == 1 and phase == "D" else 1)
 
 
 def attach(path: Path, tensors: dict[str, NDArray[Any]], out: Path) -> None:
