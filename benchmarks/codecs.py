@@ -43,6 +43,7 @@ class Codec:
     decode: Callable[[bytes], Image.Image]
     versions: Mapping[str, str]
     lossless: bool = False
+    options: Sequence[str] = ()  # vaecodec's own on the command line, beside the quality
 
     @property
     def identity(self) -> list[object]:
@@ -120,6 +121,7 @@ def vaecodec_lossless() -> Codec:
         codec.decompress,
         about_vaecodec(codec.lossless.identity),
         lossless=True,
+        options=["--lossless"],
     )
 
 
@@ -138,6 +140,7 @@ def vaecodec_fast() -> Codec:
         codec.decompress,
         about_vaecodec(b""),
         lossless=True,
+        options=["--lossless", "--fast"],
     )
 
 

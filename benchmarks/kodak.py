@@ -173,7 +173,7 @@ def check_command_line(codec: Codec, pictures: list[Picture]) -> bool:
         with TemporaryDirectory() as folder:
             source, packed, copy = (str(Path(folder, name)) for name in ("in.png", "packed.vae", "out.png"))
             picture.image.save(source, compress_level=1)
-            setting = ("--lossless",) if codec.lossless else ("--quality", str(quality))
+            setting = codec.options or ("--quality", str(quality))
             command("compress", source, "-o", packed, *setting, "--device", "cpu", "--no-verify", "--quiet")
             command("decompress", packed, "-o", copy, "--device", "cpu", "--quiet")
             pixels = Image.open(copy).convert("RGB").tobytes()
