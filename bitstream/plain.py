@@ -366,6 +366,13 @@ def _order(channels: int) -> list[int]:
     return [1, 0, 2, 3][:channels] if channels > 2 else [0, 1][:channels]
 
 
+def _different(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Those that occur, in order; np.unique would hash, which takes longer."""
+    ordered = np.sort(keys, axis=None)
+    different: NDArray[np.uint64] = ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    return different
+
+
 def push_plain(stack: AnsStack, samples: Ints, depth: int) -> None:
     """Push a picture. samples: integers [H, W, C], 1 <= C <= 4, 0 <= sample < 2**depth; depth: 8 to 16.
 
@@ -381,11 +388,12 @@ def push_plain(stack: AnsStack, samples: Ints, depth: int) -> None:
     keys = np.zeros(channels[0].shape, np.uint64)
     for channel in channels:
         keys = keys << np.uint64(depth) | channel
-    ordered = np.sort(keys, axis=None)  # np.unique would hash, which takes longer
-    colours = ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    most = min(keys.size // 16, 4096, limit ** len(channels) // 2)
+    colours = _different(keys.ravel()[: 4 * most + 1])  # if these are too many, all are
+    colours = colours if len(colours) > most else _different(keys)
     values = np.flatnonzero(np.bincount(channels.ravel()))
     layout, planes, listed = _CHANNELS, channels, np.zeros((0, 1, limit), np.uint16)
-    if len(colours) <= min(keys.size // 16, 4096, limit ** len(channels) // 2):
+    if len(colours) <= most:
         layout, planes = _COLOURS, np.searchsorted(colours, keys).astype(np.uint16)[None]
         listed = np.zeros((len(channels), 1, len(colours)), np.uint16)
         listed[:, 0, planes[0]] = channels
