@@ -70,7 +70,7 @@ def _family() -> Tables:
 def _moves() -> NDArray[np.int64]:
     """Counts of how a context's table is moved, by scale and shape; most are not."""
     likely = np.array([1 << 18 - abs(move - _MOVES // 2) for move in range(_MOVES)])
-    counts = np.stack([likely, 2 * likely, likely], 1).ravel()
+    counts: NDArray[np.int64] = np.stack([likely, 2 * likely, likely], 1).ravel()
     counts[_UNMOVED] += TOTAL - counts.sum()
     return counts
 

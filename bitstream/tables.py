@@ -106,7 +106,8 @@ class Tables:
     @cached_property
     def costs(self) -> NDArray[np.int64]:
         """int64 [entries of all tables]: what each costs in 1/256 bit. Sums are exact, so the same everywhere."""
-        return np.rint(256 * self.entry_bits).astype(np.int64)
+        costs: NDArray[np.int64] = np.rint(256 * self.entry_bits).astype(np.int64)
+        return costs
 
     def bits(self, ids: Ints, values: Ints) -> NDArray[np.float64]:
         """What coding each value under its table costs, in bits [N].

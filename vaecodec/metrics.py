@@ -167,7 +167,7 @@ def _ssimulacra2(x: NDArray[np.uint8], y: NDArray[np.uint8]) -> float:
     for grey in BACKGROUNDS[:1] if opaque else BACKGROUNDS:
         files = io.BytesIO(), io.BytesIO()
         for file, samples in zip(files, (x, y), strict=True):
-            picture = Image.new("RGBA", samples.shape[1::-1], (grey, grey, grey, 255))
+            picture = Image.new("RGBA", (samples.shape[1], samples.shape[0]), (grey, grey, grey, 255))
             picture.alpha_composite(Image.fromarray(samples))
             picture.convert("RGB").save(file, "PPM")
             file.seek(0)

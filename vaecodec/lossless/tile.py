@@ -352,7 +352,7 @@ class Network:
             known: list[refine.Phase] = []
             for name, row, column in zip(PHASES, (1, 0, 1), (1, 1, 0), strict=True):
                 size = (rows + 1 - row) // 2, (columns + 1 - column) // 2
-                phase = refine.Phase(name, a.shape[1:]) if refined else None
+                phase = refine.Phase(name, (a.shape[1], a.shape[2])) if refined else None
                 x = yield from self._colours(f"{name}_{number}", state, a, size, phase, known)
                 known += [phase] if phase else []
                 fine[:, row::2, column::2] = x
