@@ -67,7 +67,7 @@ class AnsStack:
     def _lanes(self) -> Lanes:
         """What codes; by now the number of lanes has to be known."""
         if self._coder is None:
-            cost = sum(self._cost(*pushed) for pushed in self._waiting)
+            cost = int(sum(self._cost(*pushed) for pushed in self._waiting))  # on a GPU, waiting for it once
             allowed = cost // (_LANE_COST * _LANES_SHARE)
             number = max(lanes for lanes in LANES if lanes <= max(1, allowed))
             self._coder = self._new([_NONE] * number)

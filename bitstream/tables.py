@@ -99,9 +99,9 @@ class Tables:
 
     @cached_property
     def entry_bits(self) -> NDArray[np.float64]:
-        """float64 [entries of all tables]: what each costs in bits."""
+        """float64 [entries of all tables]: what each costs in bits, in steps of 2**-20: sums are exact, in any order."""
         bits: NDArray[np.float64] = PRECISION - np.log2(np.concatenate(self.counts))
-        return bits
+        return np.rint(bits * 2**20) / 2**20
 
     @cached_property
     def costs(self) -> NDArray[np.int64]:

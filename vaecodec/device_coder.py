@@ -174,8 +174,8 @@ class TritonLanes:
         return lanes
 
     def positions(self) -> list[tuple[int, int]]:
-        states = self.state.cpu().numpy().view(np.uint64)
-        return list(zip(self.height.tolist(), states.tolist(), strict=True))
+        heights, states = torch.stack([self.height.long(), self.state]).cpu().numpy()  # at once: each waits
+        return list(zip(heights.tolist(), states.view(np.uint64).tolist(), strict=True))
 
     def _steps(self, size: int) -> int:
         """The most values that a lane has of an array."""
@@ -202,9 +202,9 @@ class DeviceStack(AnsStack):
     def _new(self, lanes: list[NDArray[np.uint32]]) -> Any:
         return TritonLanes(lanes, self.device)
 
-    def _cost(self, symbols: Any, tables: Tables, ids: Any) -> int:
+    def _cost(self, symbols: Any, tables: Tables, ids: Any) -> Any:
         t = on_device(tables, self.device)
-        return int(t.costs[t.first[ids] + symbols].sum())
+        return t.costs[t.first[ids] + symbols].sum()
 
     def _push(self, symbols: Any, tables: Tables, ids: Any) -> None:
         if isinstance(symbols, np.ndarray):

@@ -63,9 +63,8 @@ class OnDevice:
     def batched(self, order: int, network: Callable[..., Any], quality: int, *inputs: Tensor | None) -> Any:
         """What a network, of a quality, makes of inputs [1, C, H, W], maybe in a batch with those of other tiles. It
         must be exact: only integers are the same in any batch. order: of networks, as a tile needs them."""
-        given = [x for x in inputs if x is not None]
-        key = (order, quality, *(tuple(x.shape) for x in given))
-        return self.gathering.ask(key, partial(in_batch, network), given)
+        key = (order, quality, *(() if x is None else tuple(x.shape) for x in inputs))
+        return self.gathering.ask(key, partial(in_batch, network), inputs)
 
     @cached_property
     def codes(self) -> bool:
@@ -80,7 +79,8 @@ class OnDevice:
         return DeviceStack(self.device, data, lanes)
 
     def put(self, x: NDArray[Any]) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(x)).to(self.device) if self.codes else x
+        # What is not pinned is copied before this returns, so that nobody need wait for the device.
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self.device, non_blocking=True) if self.codes else x
 
     def get(self, x: Any) -> NDArray[Any]:
         array: NDArray[Any] = x.cpu().numpy() if isinstance(x, Tensor) else x
@@ -139,9 +139,11 @@ def ready(networks: AnyNetworks, stored: Stored, device: torch.device) -> AnyNet
     raise WeightsError(f"{stored.name} fails its self-test on {device}")
 
 
-def in_batch(network: Callable[..., Any], asked: list[list[Tensor]]) -> list[Any]:
-    """What a network gives, a tensor or some, for the inputs of each tile."""
-    inputs = (torch.cat(each) if len(each) > 1 else each[0] for each in zip(*asked, strict=True))
+def in_batch(network: Callable[..., Any], asked: list[tuple[Tensor | None, ...]]) -> list[Any]:
+    """What a network gives, a tensor or some, for the inputs of each tile, all of which have some and lack others."""
+    inputs = (
+        torch.cat(each) if len(each) > 1 and each[0] is not None else each[0] for each in zip(*asked, strict=True)
+    )
     given = network(*inputs)
     if isinstance(given, Tensor):
         return [given[k : k + 1] for k in range(len(given))]

@@ -9,6 +9,7 @@ from bitstream import BITS_BACK, ROUNDED, Container, Header, Record, Tile
 from ..colour import channels_of
 from ..image import Pixels, Samples
 from ..tiles import Box, Progress, Region, box_of, forgiving, tiles
+from ..together import one_by_one
 from .tile import Networks, TileCoder
 
 
@@ -35,12 +36,14 @@ class LosslessCoder:
         self, pixels: Pixels, header: Header, effort: int, progress: Progress, progressive: bool = False
     ) -> list[Tile]:
         """The tiles of a picture, in raster order; the networks are for samples of 8 bits."""
-        weights, coded = self.weights if header.depth == 8 else None, []
+        weights, coded = self.weights if header.depth == 8 else None, list[Tile]()
         coder = TileCoder(weights, header.depth, effort > 0, progressive)
         whole = box_of(None, header.width, header.height)
-        for box in tiles(header.height, header.width, header.tile):
-            coded.append(coder.push(pixels[box.within(whole)]))
-            progress(box.rows * box.columns)
+        boxes = tiles(header.height, header.width, header.tile)
+        each = weights.side_by_side if weights else one_by_one
+        for box, push in zip(boxes, each(lambda box: coder.push(pixels[box.within(whole)]), boxes, area), strict=True):
+            coded.append(push())
+            progress(area(box))
         return coded
 
     def decode(
@@ -54,11 +57,23 @@ class LosslessCoder:
         """The boxes of tiles, as far as they are wanted, and their samples [h, w, C], each when it is decoded."""
         header = container.header
         coder, channels = TileCoder(self.weights, header.depth), channels_of(header)
-        for box, tile in needed_of(container, wanted):
+        needed = needed_of(container, wanted)
+
+        def pop(pair: tuple[Box, Tile]) -> Samples:
+            box, tile = pair
+            return coder.pop(tile, (box.rows, box.columns, channels), record)
+
+        each = self.weights.side_by_side if self.weights and not record else one_by_one
+        for (box, _), popped in zip(needed, each(pop, needed, lambda pair: area(pair[0])), strict=True):
             part = box & wanted
             samples: Samples | None = None
             with forgiving(box, damaged):
-                samples = coder.pop(tile, (box.rows, box.columns, channels), record)
+                samples = popped()
             if samples is not None:
                 yield part, samples[part.within(box)]
-            progress(part.rows * part.columns)
+            progress(area(part))
+
+
+def area(box: Box) -> int:
+    """Pixels of a box."""
+    return box.rows * box.columns

@@ -4,12 +4,13 @@ The networks predict all samples of a phase and colour at once. Their errors sti
 of their neighbours: an edge that was missed, or noise that is stronger here. So at the finest levels every second row
 and column comes first, then what lies between them; and in the later passes a small network, one hidden layer for each
 sample alone, moves mean, scale index and shape by what the errors around the sample say. Integers throughout.
+
+Arrays are numpy's or, where the coder runs on a GPU, tensors there; see ``arrays``.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import cast, constant, counted, edged, floors, get, product, put, stacked, zeros
 from .numbers import CHANNEL_ORDER, FRACTIONS, PHASES, SCALE_MAX, SCALE_MIN, SCALES, SHAPES
 
 Ints = NDArray[np.int32]
@@ -59,10 +61,11 @@ class Layers(NamedTuple):
 
     def outputs(self, inputs: Floats) -> Ints:
         """int32 [3, N] of inputs [F, N]: in 2**-14, mean in scales, scale index in fours, shape."""
-        hidden = (self.w_1 / np.float32(256)) @ inputs
-        hidden += self.b_1 / np.float32(256)
-        np.floor(hidden, out=hidden).clip(0, HIDDEN_MAX, out=hidden)
-        return (self.w_2 @ hidden + self.b_2).astype(np.int32)
+        w_1, b_1, w_2, b_2 = (constant(part, inputs) for part in self)
+        hidden = product(w_1 / 256, inputs)
+        hidden += b_1 / 256
+        outputs: Ints = cast(product(w_2, floors(hidden, 0, HIDDEN_MAX)) + b_2, np.int32)
+        return outputs
 
 
 def name_of(number: int, phase: str, colour: int, index: int) -> str:
@@ -102,7 +105,7 @@ def usage_of(a: NDArray[np.uint8]) -> Ints:
 
     Pictures from scanners, or with curves applied, use some values more than those beside them.
     """
-    counts = np.bincount(a.ravel(), minlength=256)
+    counts = get(counted(a.ravel(), 256))
     usage: Ints = np.rint(16 * np.log2(8 + counts)).astype(np.int32)  # no count is near a tie
     return usage
 
@@ -131,17 +134,17 @@ class Passes:
         self.mean, self.scale, self.shape = prediction
         self.phase, self.before, self.colour = phase, tuple(before), len(phase.errors)
         rows, columns = phase.size
-        self.errors = np.zeros((rows + 2, columns + 2), np.int16)
-        self.steps = np.pad(self.mean.astype(np.int16), 1, "edge" if self.mean.size else "constant")
+        self.errors = zeros((rows + 2, columns + 2), np.int16, prediction)
+        self.steps = edged(cast(self.mean, np.int16), (1, 1), (1, 1))
         """What is known of samples, in eighths: themselves or their means."""
         more = np.diff(np.pad(usage, (1, 2), "edge")).clip(-USAGE_MAX, USAGE_MAX).astype(np.int16)
-        self.usage = np.lib.stride_tricks.sliding_window_view(more, 256)
+        self.usage = put(np.lib.stride_tricks.sliding_window_view(more, 256), prediction)
         """int16 [3, 256]: how much more often values one above v - 1, v and v + 1 occur than these."""
         phase.errors.append(self.errors)
 
     def move(self, moving: Ints) -> None:
         """Take other scale indices, ``moving`` [SCALES] of those that the networks gave."""
-        self.scale = moving[self.prediction[1]]
+        self.scale = put(moving, self.scale)[self.prediction[1]]
 
     def at(self, index: int, plane: NDArray[Any], row: int = 0, column: int = 0) -> NDArray[Any]:
         """Of a plane with a margin of 1, the samples of a pass, moved."""
@@ -156,8 +159,8 @@ class Passes:
     def see(self, index: int, values: NDArray[np.uint8]) -> None:
         """The samples of a pass [h, w]."""
         mean, scale = self.of(index, self.mean), self.of(index, self.scale)
-        steps = FRACTIONS * values.astype(np.int32)
-        errors = (steps - mean) * INVERSES[scale] + 512 >> 10
+        steps = FRACTIONS * cast(values, np.int32)
+        errors = (steps - mean) * constant(INVERSES, scale)[scale] + 512 >> 10
         self.at(index, self.errors)[:] = errors.clip(-ERROR_MAX, ERROR_MAX)
         self.at(index, self.steps)[:] = steps
 
@@ -168,7 +171,7 @@ class Passes:
         around = [self.at(index, self.errors, *place) for place in NEIGHBOURS[index]]
         parts, own = list(around), list[Shorts]()
         if self.phase.name == "D":
-            inverses = INVERSES[scale]
+            inverses = constant(INVERSES, scale)[scale]
             for place in NEIGHBOURS[index]:
                 apart = (self.at(index, self.steps, *place) - mean) * inverses + 2048 >> 12
                 parts.append(apart.clip(-PIXEL_MAX, PIXEL_MAX))
@@ -183,26 +186,24 @@ class Passes:
         for phase, places in zip(self.before, BESIDE.get(self.phase.name, ()), strict=True):
             touching = [self.at(index, phase.errors[self.colour], *place) for place in places]
             parts += touching
-            own.append(np.stack(touching).sum(0, np.int16) // len(touching))
+            own.append(sum(touching[1:], touching[0]) // len(touching))
         parts += [2 * scale - 32, 16 * shape - 16]
-        floors = mean // FRACTIONS
-        parts += [more[floors] for more in self.usage] + [4 * (mean - floors * FRACTIONS) - 16]
-        return flat(parts, mean.shape, np.float32), flat(own, mean.shape, np.int16)
+        levels = mean // FRACTIONS
+        parts += [more[levels] for more in self.usage] + [4 * (mean - levels * FRACTIONS) - 16]
+        return flat(stacked(parts, np.float32, mean)), flat(stacked(own, np.int16, mean))
 
     def moved(self, index: int, outputs: Ints | None) -> tuple[Ints, Ints, Ints]:
         """Mean, scale index and shape of the samples of a pass, by a refiner's outputs."""
         mean, scale, shape = (self.of(index, plane).ravel() for plane in (self.mean, self.scale, self.shape))
         if outputs is not None:
             by = (outputs[0] + 32 >> 6).clip(-MEAN_MAX, MEAN_MAX)
-            mean = (mean + (by * UNITS[scale] + 2048 >> 12)).clip(0, 255 * FRACTIONS)
+            mean = (mean + (by * constant(UNITS, scale)[scale] + 2048 >> 12)).clip(0, 255 * FRACTIONS)
             scale = (scale + (outputs[1] + 2048 >> 12)).clip(0, SCALES - 1)
             shape = (shape + (outputs[2] + 8192 >> 14)).clip(0, SHAPES - 1)
-        step = STEPS[scale]
+        step = constant(STEPS, scale)[scale]
         return mean + (step >> 1) & -step, scale, shape
 
 
-def flat(parts: list[NDArray[Any]], size: tuple[int, ...], kind: type[Any]) -> NDArray[Any]:
-    inputs = np.empty((len(parts), *size), kind)
-    for whole, part in zip(inputs, parts, strict=True):
-        whole[:] = part
-    return inputs.reshape(len(parts), math.prod(size))
+def flat(planes: NDArray[Any]) -> NDArray[Any]:
+    """[P, N] of planes [P, rows, columns]."""
+    return planes.reshape(len(planes), planes.shape[1] * planes.shape[2])

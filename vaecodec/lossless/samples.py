@@ -1,15 +1,20 @@
-"""Samples under the tables that the networks choose, and what a tile says to make them fit."""
+"""Samples under the tables that the networks choose, and what a tile says to make them fit.
+
+Arrays of samples are numpy's or, where the coder runs on a GPU, tensors there; see ``arrays``. What a tile says are
+some numbers, and numpy's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitstream import AnsStack, Codec, Tables, table_codec
 
+from ..arrays import cast, constant, counted, get, on_host, product, put, stacked
 from .numbers import FRACTIONS, SCALES, SHAPES
 from .refine import ERROR_MAX, INVERSES, PASSES, Layers, Passes, name_of
 
@@ -56,6 +61,16 @@ def looked_at(values: Values) -> slice:
     return slice(None, None, len(values) // LOOKED_AT | 1)
 
 
+def bits_of(tables: Tables, ids: Values, values: Values) -> NDArray[np.float64]:
+    """See ``Tables.bits``, wherever ids and values are."""
+    if on_host(ids):
+        return tables.bits(ids, values)
+    from ..device_coder import bits
+
+    found: Any = bits(tables, ids, values)
+    return found
+
+
 class PixelCodec:
     """Samples [N] of one phase and colour, or of its first pass. prediction: int32 [3, ...], mean in eighths, scale
     index and shape.
@@ -70,7 +85,7 @@ class PixelCodec:
         self.offsets: Values | None = None
         if self.groups:
             self.group_of = np.arange(SCALES, dtype=np.int32) * self.groups // SCALES
-            often = np.bincount(self.scales, minlength=SCALES)
+            often = get(counted(self.scales, SCALES))
             self.often = np.flatnonzero(np.bincount(self.group_of, often, self.groups) >= OFTEN)
             self.offset_codec = table_codec(OFFSET_TABLES, np.zeros(len(self.often), np.int32))
 
@@ -91,14 +106,15 @@ class PixelCodec:
 
     def _best(self, values: Values) -> Values:
         some = looked_at(values)
-        scales, group_of, costs = self.scales[some], self.group_of, []
-        ids, floors = entries(self.steps[some], np.zeros_like(scales), self.shapes[some])
-        every, residuals = np.arange(SCALES, dtype=np.int32), values[some] - floors
-        for offset, price in zip(OFFSETS, OFFSET_TABLES.bits(np.zeros(len(OFFSETS), int), OFFSETS), strict=True):
-            tables_of = np.clip(every + offset, 0, SCALES - 1) * (SHAPES * FRACTIONS)
-            bits = self.tables.bits(tables_of[scales] + ids, residuals)
-            costs.append(some.step * np.bincount(group_of[scales], bits, self.groups)[self.often] + price)
-        offsets: Values = OFFSETS[np.argmin(costs, 0)]
+        scales, costs = self.scales[some], []
+        ids, floors = entries(self.steps[some], 0 * scales, self.shapes[some])
+        groups, residuals = scales * self.groups // SCALES, values[some] - floors
+        for offset in OFFSETS.tolist():
+            moved = (scales + offset).clip(0, SCALES - 1) * (SHAPES * FRACTIONS)
+            costs.append(counted(groups, self.groups, bits_of(self.tables, moved + ids, residuals)))
+        prices = OFFSET_TABLES.bits(np.zeros(len(OFFSETS), int), OFFSETS)
+        whole = some.step * get(stacked(costs, np.float64, costs[0]))[:, self.often] + prices[:, None]
+        offsets: Values = OFFSETS[np.argmin(whole, 0)]
         return offsets
 
     def push_offsets(self, stack: AnsStack) -> None:
@@ -110,7 +126,7 @@ class PixelCodec:
             self.offsets = self.offset_codec.pop(stack)
 
     def _under(self, moving: Values) -> Codec[Values]:
-        return table_codec(self.tables, *entries(self.steps, moving[self.scales], self.shapes))
+        return table_codec(self.tables, *entries(self.steps, put(moving, self.scales)[self.scales], self.shapes))
 
     def _push(self, stack: AnsStack, values: Values) -> None:
         self._under(self.moving(values)).push(stack, values)
@@ -164,22 +180,25 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
         return table_codec(tables, *entries(*prediction))
 
     def weighed(outputs: Values, weights: Values) -> Values:
-        outputs = outputs.copy()
-        outputs[0] += (weights @ around) << 5
+        outputs = outputs + 0
+        outputs[0] += cast(product(put(weights, around), around), np.int32) << 5
         return outputs
 
-    def bits(prediction: Prediction, values: Values) -> float:
+    def bits(prediction: Prediction, values: Values) -> NDArray[np.float64]:
         some = looked_at(values)
         ids, floors = entries(*(part[some] for part in prediction))
-        return float(some.step * tables.bits(ids, values[some] - floors).sum())
+        sums: NDArray[np.float64] = some.step * bits_of(tables, ids, values[some] - floors).sum(0, keepdims=True)
+        return sums
 
     def fitted(prediction: Prediction, values: Values) -> Values:
         """Weights by least squares of the errors that are left."""
         some = looked_at(values)
         means, scales, _ = (part[some] for part in prediction)
-        errors = ((FRACTIONS * values[some] - means) * INVERSES[scales] >> 10).clip(-ERROR_MAX, ERROR_MAX)
-        inputs = around[:, some].astype(np.float64)
-        weights = np.linalg.solve(inputs @ inputs.T + np.eye(len(inputs)), inputs @ errors)
+        errors = (FRACTIONS * values[some] - means) * constant(INVERSES, scales)[scales] >> 10
+        inputs = cast(around[:, some], np.float64)
+        both = stacked([*inputs, errors.clip(-ERROR_MAX, ERROR_MAX)], np.float64, errors)
+        sums = get(inputs @ both.T)  # of integers, so that they are exact
+        weights = np.linalg.solve(sums[:, :-1] + np.eye(len(sums)), sums[:, -1])
         steps: Values = np.rint(32 * weights).clip(-WEIGHT_MAX, WEIGHT_MAX).astype(np.int32)
         return steps
 
@@ -188,7 +207,8 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
         ways = [passes.moved(index, None), passes.moved(index, outputs)]
         weights = fitted(ways[REFINED], values)
         ways.append(passes.moved(index, weighed(outputs, weights)))
-        costs = [bits(way, values) for way in ways]
+        sums = [bits(way, values) for way in ways]
+        costs = get(stacked(sums, np.float64, sums[0]))[:, 0]
         costs[WEIGHED] += WEIGHT_TABLES.bits(np.zeros(len(weights), int), weights).sum()
         mode = int(np.argmin(costs))
         under(ways[mode]).push(stack, values)

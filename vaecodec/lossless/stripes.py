@@ -14,18 +14,19 @@ STRIPE = 64
 def in_stripes(
     f: Callable[..., Tensor | tuple[Tensor, ...]], margin: int, x: Tensor, *others: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """f of tensors [..., h, w], stripe by stripe; f looks ``margin`` rows beyond each row."""
+    """f of tensors [..., h, w], stripe by stripe; f looks ``margin`` rows beyond each row. On a GPU they are one."""
     rows, inputs = x.shape[-2], (x, *others)
     whole: list[Tensor] = []
-    for top in range(0, rows, STRIPE):
-        first, last = max(top - margin, 0), min(top + STRIPE + margin, rows)
+    height = STRIPE if x.device.type == "cpu" else rows
+    for top in range(0, rows, height):
+        first, last = max(top - margin, 0), min(top + height + margin, rows)
         parts = f(*(x[..., first:last, :] if x is not None else None for x in inputs))
         parts = (parts,) if isinstance(parts, Tensor) else parts
         scale = parts[0].shape[-2] // (last - first)
         whole = whole or [empty_like(part, scale * rows) for part in parts]
-        inside = slice(scale * (top - first), scale * (top - first + STRIPE))
+        inside = slice(scale * (top - first), scale * (top - first + height))
         for out, part in zip(whole, parts, strict=True):
-            out[..., scale * top : scale * (top + STRIPE), :] = part[..., inside, :]
+            out[..., scale * top : scale * (top + height), :] = part[..., inside, :]
     return tuple(whole)
 
 

@@ -6,9 +6,9 @@ sent their values; ``bitstream.chain`` runs them forwards to pop and backwards t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +34,15 @@ from bitstream import (
     table_codec,
 )
 
+from ..arrays import cast, edged, zeros
 from ..image import Samples
 from ..plain_tiles import check_empty, checked, crc_of, grey_samples, plain_tile, raw_tile, samples_in
 from . import refine
 from .numbers import CHANNEL_ORDER, LATENT_FRACTIONS, PHASES, Config
 from .samples import PixelCodec, passes_parts
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Values = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
@@ -66,7 +70,8 @@ class Networks(Protocol):
     """The lossless networks, whatever runs them: those of ``weights`` by torch, those of ``engine`` by ONNX Runtime.
 
     Arrays are [channels, rows, columns]. Means of latents are in quarters of a step of their grid. What says what is
-    above, and features, are the engine's own.
+    above, and features, are the engine's own. Where the coder runs on a GPU all others are tensors there, those that
+    come from here and those that go here.
     """
 
     pixel_tables: Tables
@@ -77,6 +82,20 @@ class Networks(Protocol):
 
     @property
     def config(self) -> Config: ...
+
+    def stack(self, data: bytes | memoryview | None = None, lanes: int | None = 1) -> AnsStack:
+        """A stack for this engine's symbols."""
+
+    def put(self, x: NDArray[Any]) -> Any:
+        """An array where the coder runs."""
+
+    def get(self, x: Any) -> NDArray[Any]:
+        """The inverse of ``put``."""
+
+    def side_by_side(
+        self, function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int]
+    ) -> Iterator[Callable[[], R]]:
+        """A function that codes tiles, for each of some: one by one or, on a GPU, at once; see ``together``."""
 
     def inference(self, x: Bytes) -> list[Any]:
         """Features of the coarsest picture x [3, 8 h, 8 w] (for three groups of latents), finest first."""
@@ -158,9 +177,9 @@ class TileCoder:
             return samples_in(tile, shape, self.depth)
         if tile.method not in (BITS_BACK, ROUNDED):
             raise VersionError(f"unknown tile method {tile.method}")
-        stack = AnsStack(tile.words, tile.lanes)
         if self.weights is None:
             raise CorruptError("a tile of 16-bit samples asks for the networks")
+        stack = self.weights.stack(tile.words, tile.lanes)
         samples = self._pop_network(self.weights, stack, shape, tile.method == ROUNDED, record, tile.held)
         if tile.held is not None:
             return samples
@@ -172,14 +191,15 @@ class TileCoder:
         colours = 3 if channels > 2 else 1
         picture = np.empty((3, height, width), np.int32)
         picture[:] = samples[..., :colours].transpose(2, 0, 1)
+        here = weights.put(picture)
         for method in (BITS_BACK, ROUNDED):
             network = Network(weights, height, width, colours, method == ROUNDED)
-            stack = AnsStack(lanes=1 if self.progressive else None)
+            stack = weights.stack(lanes=1 if self.progressive else None)
             if channels in (2, 4):
                 push_plain(stack, samples[..., -1:], self.depth)
             depths = Depths(stack) if self.progressive else None
             try:
-                network.push(stack, picture, depths)
+                network.push(stack, here, depths)
             except StarvedError:
                 continue
             break
@@ -200,7 +220,7 @@ class TileCoder:
         colours = 3 if channels > 2 else 1
         picture = Network(weights, height, width, colours, rounded).pop(stack, record, held)
         samples = np.full(shape, 255, np.uint8)
-        samples[..., :colours] = picture[:colours].transpose(1, 2, 0)
+        samples[..., :colours] = weights.get(picture)[:colours].transpose(1, 2, 0)
         if channels in (2, 4) and held is None:
             before = stack.bits()
             samples[..., -1:] = pop_plain(stack, (height, width, 1), self.depth)
@@ -249,29 +269,30 @@ class Network:
         step = 2**self.levels
         coarsest = picture[:, ::step, ::step]
         views = phase_views(picture, self.weights.config, self.colours)
-        values = [np.ascontiguousarray(view).ravel() for view in views]
+        values = [view.ravel() for view in views]
         chain(lambda: self._level_parts(coarsest), record).push(stack, values)
         self._coarsest(record).push(stack, [coarsest[c].ravel() for c in CHANNEL_ORDER[: self.colours]])
 
-    def pop(self, stack: AnsStack, record: Record | None, held: int | None = None) -> NDArray[np.int32]:
-        """The picture [3, H, W]. held: if so many parts are all that is on the stack, what follows is guessed."""
-        picture = np.empty((3, self.height, self.width), np.int32)
-        step = 2**self.levels
+    def pop(self, stack: AnsStack, record: Record | None, held: int | None = None) -> Bytes:
+        """The picture uint8 [3, H, W]. held: if so many parts are all that is on the stack, what follows is guessed."""
         coarsest = self._assembled(self._coarsest(record).pop(stack))
+        picture = zeros((3, self.height, self.width), np.int32, coarsest)
+        step = 2**self.levels
         picture[:, ::step, ::step] = coarsest
         held = held if held is None else held - 1
         values = chain(lambda: self._level_parts(coarsest), record, held).pop(stack)
         for view, value in zip(phase_views(picture, self.weights.config, self.colours), values, strict=True):
             view[:] = value.reshape(view.shape)
         if self.colours == 1:
-            picture[:] = picture[CHANNEL_ORDER[0]]
+            picture[0] = picture[2] = picture[CHANNEL_ORDER[0]]
         if picture.min() < 0 or picture.max() > 255:
             raise CorruptError("a tile fails its checksum")
-        return picture
+        samples: Bytes = cast(picture, np.uint8)
+        return samples
 
     def _assembled(self, values: list[Values]) -> NDArray[np.int32]:
         """The coarsest picture [3, h, w] from its colours."""
-        picture = np.empty((3, self.rows, self.columns), np.int32)
+        picture: Values = zeros((3, self.rows, self.columns), np.int32, values[0])
         for k, c in enumerate(CHANNEL_ORDER):
             picture[c] = values[min(k, self.colours - 1)].reshape(self.rows, self.columns)
         return picture
@@ -283,7 +304,7 @@ class Network:
             return chain(lambda: self._likelihood_parts(z), record)
 
         def posterior(values: list[Values]) -> Codec[Latents]:
-            x = np.clip(self._assembled(values), 0, 255).astype(np.uint8)
+            x = cast(self._assembled(values).clip(0, 255), np.uint8)
             return self._checked(latent_codec(lambda z: self._posterior_parts(z, x), record))
 
         return bits_back(latent_codec(self._prior_parts, record), likelihood, posterior)
@@ -320,7 +341,7 @@ class Network:
             above = self._descend(g, z, values, mean)
 
     def _posterior_parts(self, z: Latents, x: Bytes) -> Parts:
-        x = np.pad(x, self.padding, "edge")
+        x = edged(x, *self.padding)
         features, above = self.weights.inference(x), None
         for g in range(len(features) - 1, -1, -1):
             mean, index = self.weights.posterior(g, above, features[g], x)
@@ -335,18 +356,18 @@ class Network:
         return z.above[g]
 
     def _likelihood_parts(self, z: Latents) -> Parts:
-        outside = np.zeros((3, self.rows, self.columns), np.uint8)
+        outside = self.weights.put(np.zeros((3, self.rows, self.columns), np.uint8))
         state = self.weights.likelihood(z.above[0], self.rows, self.columns)
         yield from self._colours("x", state, outside, (self.rows, self.columns))
 
     def _level_parts(self, coarsest: NDArray[np.int32]) -> Parts:
-        a, features = coarsest.clip(0, 255).astype(np.uint8), None
+        a, features = cast(coarsest.clip(0, 255), np.uint8), None
         for depth in range(self.levels):
             number = self.levels - depth
             step = 2 ** (number - 1)
             rows, columns = -(-self.height // step), -(-self.width // step)
             state = self.weights.level(depth, a, features)
-            fine = np.empty((3, 2 * a.shape[1], 2 * a.shape[2]), np.uint8)
+            fine = zeros((3, 2 * a.shape[1], 2 * a.shape[2]), np.uint8, a)
             fine[:, ::2, ::2] = a
             refined = number <= self.weights.config.refined
             known: list[refine.Phase] = []
@@ -358,7 +379,7 @@ class Network:
                 fine[:, row::2, column::2] = x
             if number > 1:
                 features = state.features()[:, :rows, :columns]
-            a = np.ascontiguousarray(fine[:, :rows, :columns])
+            a = fine[:, :rows, :columns]
 
     def _colours(
         self,
@@ -372,7 +393,7 @@ class Network:
         """The colours of one phase, of which ``size``, rows and columns, lie inside the picture; samples that do not
         are taken from ``outside``. Returns samples [3, h, w]. phase: what is to be known of it, where it is refined;
         before: of the phases of its level before it."""
-        x, (rows, columns) = outside.copy(), size
+        x, (rows, columns) = outside + 0, size
         for k, c in enumerate(CHANNEL_ORDER):
             prediction = state.predict()[:, :rows, :columns]
             inside = x[c, :rows, :columns]

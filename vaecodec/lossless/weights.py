@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor
 from bitstream import Tables
 
 from ..exact import exact_arithmetic, reach_of
-from ..networks import Answer, arrays_of, freeze, integers_of, nothing_drawn, ready, scrambled, tensors_in, write
+from ..networks import Answer, OnDevice, arrays_of, freeze, integers_of, nothing_drawn, ready, scrambled, tensors_in, write
+from ..together import Gathering
 from ..weights import Stored, tables_of
 from .heads import Head, Start
 from .layers import (
@@ -36,12 +38,12 @@ from .tile import Bytes, Values
 
 
 @dataclass
-class LosslessWeights:
+class LosslessWeights(OnDevice):
     """The lossless codec's networks and tables, ready to run.
 
     pixel_tables: for (index * SHAPES + shape) * 8 + fraction of the mean, in eighths. prior_tables and
     posterior_tables: for index * 4 + fraction, in quarters; the latter without escape. refiners: see ``refine``.
-    identity: 16 bytes.
+    identity: 16 bytes. gathering: see ``OnDevice``.
     """
 
     model: LosslessModel
@@ -50,6 +52,7 @@ class LosslessWeights:
     posterior_tables: Tables
     refiners: dict[str, Layers]
     identity: bytes
+    gathering: Gathering = field(default_factory=Gathering, repr=False, compare=False)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move everything to a device. float64 is the slow fallback where float32 fails the self-test."""
@@ -63,41 +66,63 @@ class LosslessWeights:
     def device(self) -> torch.device:
         return self.model.vae.top_mean.device
 
-    # What coders ask for, see ``tile.Networks``: arrays in and out, whatever the device.
+    # What coders ask for, see ``tile.Networks``: arrays in and out, whatever the device, but tensors where it codes.
+    # The order is the decoder's, see ``batched``.
 
     def inference(self, x: Bytes) -> list[Tensor]:
         with exact_arithmetic(self.device):
-            return self.model.vae.inference(self.tensor(x))
+            return list(self.batched(0, self.model.vae.inference, 0, self.tensor(x)))
 
     def prior(self, g: int, above: Above | None, rows: int, columns: int) -> tuple[Values, Values]:
         with exact_arithmetic(self.device):
-            like = self.model.vae.top_mean.new_empty(1, 1, rows, columns)
-            return in_steps(*self.model.vae.prior_of(g, above, like))
+            if above is None:
+                like = self.model.vae.top_mean.new_empty(1, 1, rows, columns)
+                return self.in_steps(*self.model.vae.prior_of(g, None, like))
+            return self.in_steps(*self.batched(self.order(g) + 1, self.model.vae.prior[g], 0, *above))
 
     def posterior(self, g: int, above: Above | None, features: Tensor, x: Bytes) -> tuple[Values, Values]:
+        def posterior(features: Tensor, x: Tensor, *above: Tensor) -> tuple[Tensor, Tensor]:
+            return self.model.vae.posterior_of(g, Above(*above) if above else None, features, x)
+
         with exact_arithmetic(self.device):
-            return in_steps(*self.model.vae.posterior_of(g, above, features, self.tensor(x)))
+            return self.in_steps(*self.batched(self.order(g) + 2, posterior, 0, features, self.tensor(x), *above or ()))
 
     def descend(self, g: int, above: Above | None, z: Values) -> Above:
+        def descend(z: Tensor, *above: Tensor) -> Above:
+            return self.model.vae.descend(g, Above(*above) if above else None, z)
+
         with exact_arithmetic(self.device):
-            return self.model.vae.descend(g, above, self.tensor(z) * LATENT_UNIT)
+            return Above(*self.batched(self.order(g) + 3, descend, 0, self.tensor(z) * LATENT_UNIT, *above or ()))
 
     def likelihood(self, above: Above, rows: int, columns: int) -> Colours:
-        vae = self.model.vae
+        vae, order = self.model.vae, itertools.count(self.order(-1))
+
+        def begin(h: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
+            return vae.last(h), vae.centre(Above(h, linear))
+
         with exact_arithmetic(self.device):
-            h, centre = vae.last(above.h), vae.centre(above)
-            return Colours(self, vae.head, h[..., :rows, :columns], Start(centre[..., :rows, :columns]))
+            h, centre = self.batched(next(order), begin, 0, *above)
+            return Colours(self, order, vae.head, h[..., :rows, :columns], Start(centre[..., :rows, :columns]))
 
     def level(self, depth: int, a: Bytes, features: Tensor | None) -> LevelState:
-        level = self.model.levels[depth]
+        level, order = self.model.levels[depth], itertools.count(1000 * (1 + depth))
         assert isinstance(level, Level)
         with exact_arithmetic(self.device):
-            return LevelState(self, level, self.tensor(a), features)
+            return LevelState(self, order, level, self.tensor(a), features)
 
-    def tensor(self, x: NDArray[Any]) -> Tensor:
+    def order(self, g: int) -> int:
+        """Of the first network of a group of latents, or, -1, of the likelihood."""
+        return 4 * (len(self.config.latents) - g)
+
+    def in_steps(self, mean: Tensor, index: Tensor) -> tuple[Values, Values]:
+        """Of latents, as coders take them: means in quarters of a step."""
+        return self.symbols(mean[0] * (LATENT_FRACTIONS / LATENT_UNIT)), self.symbols(index[0])
+
+    def tensor(self, x: NDArray[Any] | Tensor) -> Tensor:
         """[1, C, H, W] as the layers take it."""
         parameter = self.model.vae.top_mean
-        tensor = torch.from_numpy(np.ascontiguousarray(x))[None].to(parameter.device, parameter.dtype)
+        x = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+        tensor = x[None].to(parameter.device, parameter.dtype)
         return tensor.contiguous(memory_format=torch.channels_last)
 
     def known_answer(self) -> int:
@@ -128,21 +153,12 @@ class LosslessWeights:
         return answer.crc
 
 
-def in_steps(mean: Tensor, index: Tensor) -> tuple[Values, Values]:
-    """Of latents, as coders take them: means in quarters of a step."""
-    return integers(mean[0] * (LATENT_FRACTIONS / LATENT_UNIT)), integers(index[0])
-
-
-def integers(x: Tensor) -> Values:
-    values: Values = x.to(torch.int32).cpu().contiguous().numpy()
-    return values
-
-
 class Colours:
-    """See ``tile.Colours``. h [1, width, h, w]: the state; start: what means start from."""
+    """See ``tile.Colours``. order: of what is asked next; h [1, width, h, w]: the state; start: what means start from.
+    """
 
-    def __init__(self, weights: LosslessWeights, head: Head, h: Tensor, start: Start) -> None:
-        self.weights, self.head, self.h, self.start = weights, head, h, start
+    def __init__(self, weights: LosslessWeights, order: Iterator[int], head: Head, h: Tensor, start: Start) -> None:
+        self.weights, self.order, self.head, self.h, self.start = weights, order, head, h, start
         self.x = torch.empty_like(start.centre)
         self.seen: list[tuple[Tensor, Tensor]] = []
 
@@ -151,16 +167,10 @@ class Colours:
         c = CHANNEL_ORDER[k]
         with exact_arithmetic(self.weights.device):
             centre = start.centre[:, c] + self.x[:, 1] if k and start.linear is not None else start.centre[:, c]
-            self.mean, self.index, shape = in_stripes(
-                partial(colour, self.head, k),
-                self.head.reach_of_colour,
-                self.h,
-                start.linear,
-                start.spread,
-                centre,
-                *itertools.chain(*self.seen),
-            )
-            return integers(torch.cat([self.mean / MEAN_UNIT, self.index, shape]))
+            network = partial(in_stripes, partial(colour, self.head, k), self.head.reach_of_colour)
+            inputs = (self.h, start.linear, start.spread, centre, *itertools.chain(*self.seen))
+            self.mean, self.index, shape = self.weights.batched(next(self.order), network, 0, *inputs)
+            return self.weights.symbols(torch.cat([self.mean / MEAN_UNIT, self.index, shape]))
 
     def see(self, x: Bytes) -> None:
         c = CHANNEL_ORDER[len(self.seen)]
@@ -182,20 +192,29 @@ def colour(
 
 
 class LevelState:
-    """See ``tile.State``."""
+    """See ``tile.State``. order: of what is asked next."""
 
-    def __init__(self, weights: LosslessWeights, level: Level, a: Tensor, features: Tensor | None) -> None:
-        self.weights, self.level, self.known = weights, level, [a]
+    def __init__(
+        self, weights: LosslessWeights, order: Iterator[int], level: Level, a: Tensor, features: Tensor | None
+    ) -> None:
+        self.weights, self.order, self.level, self.known = weights, order, level, [a]
         inputs = (a,) if features is None else (a, features[None])
-        self.h, self.mean = in_stripes(level.enter, level.reach, *inputs)
+        self.h, self.mean = self._asked(level.enter, level.reach, *inputs)
         self._begin()
+
+    def _asked(self, network: Callable[..., Any], margin: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What a network gives, stripe by stripe and maybe in a batch. margin: how many rows it looks beyond each."""
+        asked: tuple[Tensor, ...] = self.weights.batched(
+            next(self.order), partial(in_stripes, network, margin), 0, *inputs
+        )
+        return asked
 
     def _begin(self) -> None:
         if len(self.known) <= len(PHASES):
             self.phase = PHASES[len(self.known) - 1]
             head = self.level.head(self.phase)
-            start = Start(*in_stripes(partial(self.level.prepare, self.phase), head.reach, *self.known))
-            self.colours = Colours(self.weights, head, self.h, start)
+            start = Start(*self._asked(partial(self.level.prepare, self.phase), head.reach, *self.known))
+            self.colours = Colours(self.weights, self.order, head, self.h, start)
 
     def predict(self) -> Values:
         return self.colours.predict()
@@ -208,14 +227,14 @@ class LevelState:
             pixels = self.colours.x
             if self.phase in self.level.updates:
                 margin, update = reach_of(self.level.updates[self.phase]), partial(self.level.update, self.phase)
-                (self.h,) = in_stripes(update, margin, self.h, pixels - self.mean, self.colours.normal())
+                (self.h,) = self._asked(update, margin, self.h, pixels - self.mean, self.colours.normal())
             self.known.append(pixels)
             self._begin()
 
     def features(self) -> Tensor:
         assert self.level.up is not None
         with exact_arithmetic(self.weights.device):
-            return in_stripes(self.level.features, reach_of(self.level.up), self.h)[0][0]
+            return self._asked(self.level.features, reach_of(self.level.up), self.h)[0][0]
 
 
 def save_lossless(path: Path, trained: LosslessModel, pixels: Tables, prior: Tables, posterior: Tables) -> None:
