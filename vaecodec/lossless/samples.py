@@ -61,14 +61,13 @@ def looked_at(values: Values) -> slice:
     return slice(None, None, len(values) // LOOKED_AT | 1)
 
 
-def bits_of(tables: Tables, ids: Values, values: Values) -> NDArray[np.float64]:
+def bits_of(tables: Tables, ids: Any, values: Any) -> Any:
     """See ``Tables.bits``, wherever ids and values are."""
     if on_host(ids):
         return tables.bits(ids, values)
     from ..device_coder import bits
 
-    found: Any = bits(tables, ids, values)
-    return found
+    return bits(tables, ids, values)
 
 
 class PixelCodec:

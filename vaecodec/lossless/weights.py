@@ -17,7 +17,18 @@ from torch import Tensor
 from bitstream import Tables
 
 from ..exact import exact_arithmetic, reach_of
-from ..networks import Answer, OnDevice, arrays_of, freeze, integers_of, nothing_drawn, ready, scrambled, tensors_in, write
+from ..networks import (
+    Answer,
+    OnDevice,
+    arrays_of,
+    freeze,
+    integers_of,
+    nothing_drawn,
+    ready,
+    scrambled,
+    tensors_in,
+    write,
+)
 from ..together import Gathering
 from ..weights import Stored, tables_of
 from .heads import Head, Start
@@ -154,8 +165,7 @@ class LosslessWeights(OnDevice):
 
 
 class Colours:
-    """See ``tile.Colours``. order: of what is asked next; h [1, width, h, w]: the state; start: what means start from.
-    """
+    """See ``tile.Colours``. order: of what is asked next; h [1, width, h, w]: the state; start: what means start from."""
 
     def __init__(self, weights: LosslessWeights, order: Iterator[int], head: Head, h: Tensor, start: Start) -> None:
         self.weights, self.order, self.head, self.h, self.start = weights, order, head, h, start
@@ -170,7 +180,8 @@ class Colours:
             network = partial(in_stripes, partial(colour, self.head, k), self.head.reach_of_colour)
             inputs = (self.h, start.linear, start.spread, centre, *itertools.chain(*self.seen))
             self.mean, self.index, shape = self.weights.batched(next(self.order), network, 0, *inputs)
-            return self.weights.symbols(torch.cat([self.mean / MEAN_UNIT, self.index, shape]))
+            prediction: Values = self.weights.symbols(torch.cat([self.mean / MEAN_UNIT, self.index, shape]))
+            return prediction
 
     def see(self, x: Bytes) -> None:
         c = CHANNEL_ORDER[len(self.seen)]
