@@ -99,7 +99,7 @@ class Tables:
 
     @cached_property
     def entry_bits(self) -> NDArray[np.float64]:
-        """float64 [entries of all tables]: what each costs in bits, in steps of 2**-20: sums are exact, in any order."""
+        """float64 [entries of all tables]: what each costs in bits, in steps of 2**-20: sums of many are exact."""
         bits: NDArray[np.float64] = PRECISION - np.log2(np.concatenate(self.counts))
         return np.rint(bits * 2**20) / 2**20
 

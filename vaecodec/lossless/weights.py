@@ -165,7 +165,7 @@ class LosslessWeights(OnDevice):
 
 
 class Colours:
-    """See ``tile.Colours``. order: of what is asked next; h [1, width, h, w]: the state; start: what means start from."""
+    """See ``tile.Colours``. order: of what is asked next; h [1, width, h, w]: state; start: what means start from."""
 
     def __init__(self, weights: LosslessWeights, order: Iterator[int], head: Head, h: Tensor, start: Start) -> None:
         self.weights, self.order, self.head, self.h, self.start = weights, order, head, h, start
