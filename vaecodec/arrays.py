@@ -19,10 +19,12 @@ def on_host(x: Any) -> bool:
 
 def put(x: NDArray[Any], like: Any) -> Any:
     """An array, where ``like`` is."""
+    if on_host(like):
+        return x
     import torch
 
     # What is not pinned is copied before this returns, so that nobody need wait for the device.
-    return x if on_host(like) else torch.from_numpy(np.ascontiguousarray(x)).to(like.device, non_blocking=True)
+    return torch.from_numpy(np.ascontiguousarray(x)).to(like.device, non_blocking=True)
 
 
 _constants: dict[tuple[int, Any], Any] = {}
