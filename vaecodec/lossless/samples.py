@@ -6,7 +6,8 @@ some numbers, and numpy's.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,7 +149,8 @@ def passes_parts(
             values = yield name, first_codec(first, passes, refiner)
             passes.move(first.moving(values))
         else:
-            values = yield name, refined_codec(weights.pixel_tables, passes, index, refiner)
+            codec = partial(refined_codec, weights.pixel_tables, passes, index, refiner)
+            values = yield name, when_used(codec, partial(missing, passes, index))
         view = passes.of(index, inside)
         view[:] = values.reshape(view.shape).clip(0, 255)
         passes.see(index, view)
@@ -167,6 +169,17 @@ def first_codec(first: PixelCodec, passes: Passes, refiner: Layers) -> Codec[Val
         return refined_codec(first.tables, passes, 0, refiner).pop(stack)
 
     return Codec(push, pop, lambda: rounded(first.steps))
+
+
+def when_used(make: Callable[[], Codec[Values]], guess: Callable[[], Values]) -> Codec[Values]:
+    """A codec that is made when it is used: encoders ask for those of all passes before they use any, and what
+    refiners see is large."""
+    return Codec(lambda stack, values: make().push(stack, values), lambda stack: make().pop(stack), guess)
+
+
+def missing(passes: Passes, index: int) -> Values:
+    """What samples [N] of a pass are taken for."""
+    return rounded(passes.of(index, passes.mean).ravel())
 
 
 def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -> Codec[Values]:
@@ -223,4 +236,4 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
                 outputs = weighed(outputs, weight_codec.pop(stack))
         return under(passes.moved(index, outputs)).pop(stack)
 
-    return Codec(push, pop, lambda: rounded(passes.of(index, passes.mean).ravel()))
+    return Codec(push, pop)
