@@ -28,6 +28,7 @@ from vaecodec import Codec, kinds
 from vaecodec.cli import main
 from vaecodec.lossless import layers as lossless, refine
 from vaecodec.lossless.model import LosslessModel
+from vaecodec.lossless.tile import TileCoder
 from vaecodec.lossless.weights import assembled
 from vaecodec.lossy import misfits
 from vaecodec.lossy.layers import Config
@@ -182,6 +183,12 @@ def without_doubt() -> Iterator[None]:
 
 
 @pytest.fixture
+def networks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lossless tiles are coded by the networks, even if another way should be shorter."""
+    monkeypatch.setattr(TileCoder, "push", lambda coder, samples: coder._push_network(coder.weights, samples))
+
+
+@pytest.fixture
 def doubts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choice as users have it."""
     monkeypatch.setattr(misfits.Signs, "doubtful", DOUBTFUL)
@@ -205,10 +212,11 @@ def torch_lossless_codec() -> Codec:
     return Codec("cpu", TINY_LOSSLESS, engine="torch")
 
 
-def gathering_codec(*weights: Path) -> Codec:
+def gathering_codec() -> Codec:
     """What a codec with small tiles is on a GPU, but on the CPU: tiles, and pictures, are coded at once."""
-    codec = Codec("cpu", weights or TINY, engine="torch", tile=64)
-    codec.lossy.gathers, codec._each = True, at_once
+    codec = Codec("cpu", [TINY, TINY_LOSSLESS], engine="torch", tile=64)
+    codec.lossy.gathers = codec.lossless.gathers = True
+    codec._each = at_once
     return codec
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click import ClickException
 from click.testing import CliRunner
-from conftest import TINY, TINY_LOSSLESS, gathering_codec, picture, python
+from conftest import gathering_codec, picture, python
 from PIL import Image
 
 pytest.importorskip("scipy")  # of the "bench" extra
@@ -403,7 +403,7 @@ def test_shares_of_the_time_on_a_device(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, threads_of_tiles: bool
 ) -> None:
     if threads_of_tiles:  # as on a GPU
-        codec = gathering_codec(TINY, TINY_LOSSLESS)
+        codec = gathering_codec()
         monkeypatch.setattr(device_speed, "Codec", lambda _device: codec)
     for name in "ab":
         picture(40, 30).save(tmp_path / f"{name}.png")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, gathering_codec, picture
+from conftest import TINY, TINY_LOSSLESS, gathering_codec, picture, refined, same
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
@@ -85,6 +85,43 @@ def test_pictures_that_go_together(pictures: list[Image.Image], files: list[byte
     small = codec.compress_batch(equal[:2], lossless=True, fast=True)
     assert codec.decompress_batch(small + files[2:3])[1].tobytes() == equal[0].tobytes()
     assert codec.decompress_batch([]) == codec.compress_batch([]) == []
+
+
+@pytest.fixture(scope="module")
+def lossless() -> Codec:
+    return refined(Codec("cpu", TINY_LOSSLESS, engine="torch", tile=64))
+
+
+@pytest.mark.usefixtures("networks_only")
+def test_lossless_pictures(lossless: Codec, pictures: list[Image.Image], batches: list[int]) -> None:
+    """Their tiles run the networks of all levels as batches, and so do those of several pictures."""
+    several = [pictures[5], pictures[3]]
+    files = [lossless.compress(each, lossless=True) for each in several]
+    codec = refined(gathering_codec())
+    batches.clear()
+    assert codec.compress_batch(several, lossless=True) == files and max(batches) > 1
+    batches.clear()
+    assert all(map(same, codec.decompress_batch(files), several)) and max(batches) > 1
+    assert codec.account(files[0]) == lossless.account(files[0])
+
+
+@pytest.mark.usefixtures("networks_only")
+def test_small_lossless_pictures_go_together(pictures: list[Image.Image], batches: list[int]) -> None:
+    codec = gathering_codec()
+    file = codec.compress(pictures[4], lossless=True)
+    batches.clear()
+    assert codec.compress_batch([pictures[4]] * 3, lossless=True) == [file] * 3 and max(batches) == 3
+
+
+@pytest.mark.usefixtures("networks_only")
+def test_damaged_lossless_tiles(lossless: Codec, pictures: list[Image.Image]) -> None:
+    codec, data = refined(gathering_codec()), bytearray(lossless.compress(pictures[5], lossless=True))
+    data[len(data) // 2] ^= 8
+    lost: list[list[tuple[int, int, int, int]]] = [[], []]
+    pixels = [
+        each.decode_array(bytes(data), damaged=found) for each, found in zip((codec, lossless), lost, strict=True)
+    ]
+    assert lost[0] == lost[1] and lost[0] and np.array_equal(*pixels)
 
 
 @pytest.mark.usefixtures("doubts")

@@ -37,7 +37,7 @@ def constant(table: NDArray[Any], like: Any) -> Any:
     key = id(table), like.device
     found = _constants.get(key)
     if found is None:
-        found = _constants[key] = put(table, like)
+        found = _constants[key] = put(table.copy(), like)  # a tensor on the host would keep what it is made of
         weakref.finalize(table, _constants.pop, key, None)
     return found
 

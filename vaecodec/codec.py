@@ -206,7 +206,7 @@ class Codec(Decoder):
     ) -> list[bytes]:
         """A file for each picture, byte for byte that of ``compress``.
 
-        On a GPU lossy pictures are coded at once, up to 16 megapixels of them and one more that is open, and so are the
+        On a GPU pictures are coded at once, up to 16 megapixels of them and one more that is open, and so are the
         tiles of each: the exact networks of tiles of equal size run as one batch. The encoder's own, whose numbers
         might depend on the batch, run tile by tile, and ``effort`` picture by picture.
 

@@ -86,7 +86,7 @@ class Decoder:
 
     @public
     def decompress_batch(self, files: Iterable[Source], limits: Limits | None = None) -> list[Image.Image]:
-        """The picture in each file, as ``decompress`` gives it. On a GPU lossy files are decoded at once, up to 16
+        """The picture in each file, as ``decompress`` gives it. On a GPU files are decoded at once, up to 16
         megapixels, and the networks of their tiles of equal size run as one batch. Raises what ``decompress`` does for
         a single file."""
         containers = (unpacked(file, limits, None, False) for file in files)
@@ -235,9 +235,10 @@ class Decoder:
 
 
 def room_of(header: Header) -> int:
-    """What a picture takes of the room there is for several at once: without lossy networks it gains nothing from
-    company, and takes all."""
-    return header.width * header.height if header.kind is Kind.LOSSY else ROOM
+    """What a picture takes of the room there is for several at once: without networks that run as batches it gains
+    nothing from company, and takes all."""
+    batched = header.kind in (Kind.LOSSY, Kind.LOSSLESS) and header.model != bytes(16)
+    return header.width * header.height if batched else ROOM
 
 
 def unpacked(data: Source, limits: Limits | None, damaged: list[Region] | None, preview: bool) -> Container:
