@@ -1,10 +1,12 @@
-"""Speed of vaecodec on a device, and where the time goes: networks, entropy coding, transfers, the rest.
+"""Speed of vaecodec on a device, and where the time goes: networks, refined passes of lossless tiles, entropy coding,
+transfers, the rest.
 
 A second run takes the shares: whatever enters one of these waits for the device first, and tiles are coded one after
-the other, so it is slower than the one that is timed.
+the other, so it is slower than the one that is timed. With TRITON_INTERPRET=1 a CPU does what a GPU would, slowly.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +17,14 @@ import torch
 from PIL import Image, ImageOps
 
 import vaecodec.engine_onnx
+import vaecodec.lossless.refine
 import vaecodec.lossless.weights
 import vaecodec.lossy.weights
 import vaecodec.together
 from bitstream import AnsStack
 from vaecodec import Codec
 
-PARTS = ("networks", "entropy coding", "transfers", "rest")
+PARTS = ("networks", "passes", "entropy coding", "transfers", "rest")
 MOSAIC = (3072, 2048)
 """Of one large picture on a GPU, 6.3 megapixels."""
 
@@ -66,17 +69,30 @@ class Clock:
 
             stacks.append(DeviceStack)
         targets = [(stack, name, "entropy coding") for stack in stacks for name in ("push", "pop", "to_bytes")]
-        targets += [(torch.Tensor, name, "transfers") for name in ("cpu", "to")]
-        targets += [(vaecodec.engine_onnx.Sessions, "run", "networks")]
+        refine = vaecodec.lossless.refine
+        targets += [(refine.Passes, name, "passes") for name in ("__init__", "inputs", "moved", "see")]
+        targets += [(refine.Layers, "outputs", "passes"), (vaecodec.engine_onnx.Sessions, "run", "networks")]
+        targets += [(torch.Tensor, "cpu", "transfers")]
         with contextlib.ExitStack() as patches:
             for owner, name, part in targets:
                 patches.enter_context(mock.patch.object(owner, name, self.timed(part, getattr(owner, name))))
             for module in (vaecodec.lossy.weights, vaecodec.lossless.weights):
                 patches.enter_context(mock.patch.object(module, "exact_arithmetic", self.within(module)))
             patches.enter_context(mock.patch.object(vaecodec.together, "ROOM", 0))
+            patches.enter_context(mock.patch.object(torch.Tensor, "to", self.moving(torch.Tensor.to)))
             self._since = time.perf_counter()
             yield
         self._turn()
+
+    def moving(self, to: Callable[..., Any]) -> Callable[..., Any]:
+        """``Tensor.to``, which is also what changes a type."""
+        timed = self.timed("transfers", to)
+
+        def run(x: torch.Tensor, where: Any, *arguments: Any, **options: Any) -> Any:
+            elsewhere = isinstance(where, torch.device) and where != x.device
+            return (timed if elsewhere else to)(x, where, *arguments, **options)
+
+        return run
 
     def within(self, module: Any) -> Callable[..., Any]:
         """Networks run in this context, and nothing else does."""
@@ -122,9 +138,16 @@ def mosaic(files: list[Path]) -> Image.Image:
     return canvas
 
 
+def coding(codec: Codec) -> Codec:
+    """The codec, whose symbols are tensors as on a GPU: without one, in Triton's interpreter."""
+    codec.lossy.codes = codec.lossless.codes = True
+    return codec
+
+
 def run(files: list[Path], quality: float, device: str) -> None:
     """Print the table: of one picture, on a GPU a large one, and of all of them as a batch."""
-    codec = Codec(device)
+    interpreted = device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    codec = coding(Codec(device, engine="torch")) if interpreted else Codec(device)
     batch = [Image.open(file).convert("RGB") for file in files]
     one = mosaic(files) if codec.device.startswith("cuda") else batch[0]
     print("| pictures | | megapixels | MP/s | " + " | ".join(f"{part} %" for part in PARTS) + " |")
