@@ -44,6 +44,7 @@ UNITS = np.array([round(128 * s) for s in _scales], np.int32)
 INVERSES = np.array([round(2048 / s) for s in _scales], np.int32)
 
 
+EVERYTHING = slice(None)
 STEPS = np.repeat(np.array([1, 2, 4], np.int32), [16, 8, 16])
 """By scale index: of a mean, in eighths. Passes are short and their tables many, and where scales are large fractions
 need not be as fine."""
@@ -189,9 +190,9 @@ class Passes:
         parts += [more[floors] for more in self.usage] + [4 * (mean - floors * FRACTIONS) - 16]
         return flat(parts, mean.shape, np.float32), flat(own, mean.shape, np.int16)
 
-    def moved(self, index: int, outputs: Ints | None) -> tuple[Ints, Ints, Ints]:
-        """Mean, scale index and shape of the samples of a pass, by a refiner's outputs."""
-        mean, scale, shape = (self.of(index, plane).ravel() for plane in (self.mean, self.scale, self.shape))
+    def moved(self, index: int, outputs: Ints | None, some: slice = EVERYTHING) -> tuple[Ints, Ints, Ints]:
+        """Mean, scale index and shape of the samples of a pass, or of some, by a refiner's outputs for them."""
+        mean, scale, shape = (self.of(index, plane).ravel()[some] for plane in (self.mean, self.scale, self.shape))
         if outputs is not None:
             by = (outputs[0] + 32 >> 6).clip(-MEAN_MAX, MEAN_MAX)
             mean = (mean + (by * UNITS[scale] + 2048 >> 12)).clip(0, 255 * FRACTIONS)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bitstream import AnsStack, Codec, Tables, table_codec
+from bitstream import NEAR, AnsStack, Codec, Tables, table_codec
 
 from .numbers import FRACTIONS, SCALES, SHAPES
-from .refine import ERROR_MAX, INVERSES, PASSES, Layers, Passes, name_of
+from .refine import ERROR_MAX, INVERSES, PASSES, Layers, Passes, Shorts, name_of
 
 if TYPE_CHECKING:
     from .tile import Networks
@@ -27,8 +27,8 @@ OFFSETS = np.arange(-4, 5, dtype=np.int32)
 OFFSET_TABLES = Tables(
     OFFSETS[:1], [np.array([2 ** (22 - abs(k)) if k else 2**23 + 2**19 for k in OFFSETS])], escape=False
 )
-LOOKED_AT = 16384
-"""So many values are enough to choose by."""
+TO_MOVE, TO_REFINE = 16384, 8192
+"""So many values, or up to three times as many, are enough to choose offsets by, and what to do with a pass."""
 PLAIN, REFINED, WEIGHED = range(3)
 """What a tile may do with a pass: leave it, refine it, and weigh errors around it as well."""
 MODE_TABLES = Tables(np.array([PLAIN]), [np.array([2**21, 2**22, 2**24 - 2**22 - 2**21])], escape=False)
@@ -52,8 +52,14 @@ def rounded(steps: Values) -> Values:
     return levels
 
 
-def looked_at(values: Values) -> slice:
-    return slice(None, None, len(values) // LOOKED_AT | 1)
+def looked_at(values: Values, enough: int) -> slice:
+    return slice(None, None, len(values) // enough | 1)
+
+
+def places(ids: Values, floors: Values, values: Values) -> Values:
+    """Where ``Tables.near`` has what samples cost; their distances from whole means are never larger."""
+    there: Values = ids * (2 * NEAR) + (values - floors + NEAR)
+    return there
 
 
 class PixelCodec:
@@ -90,14 +96,14 @@ class PixelCodec:
         return moved
 
     def _best(self, values: Values) -> Values:
-        some = looked_at(values)
-        scales, group_of, costs = self.scales[some], self.group_of, []
-        ids, floors = entries(self.steps[some], np.zeros_like(scales), self.shapes[some])
-        every, residuals = np.arange(SCALES, dtype=np.int32), values[some] - floors
-        for offset, price in zip(OFFSETS, OFFSET_TABLES.bits(np.zeros(len(OFFSETS), int), OFFSETS), strict=True):
-            tables_of = np.clip(every + offset, 0, SCALES - 1) * (SHAPES * FRACTIONS)
-            bits = self.tables.bits(tables_of[scales] + ids, residuals)
-            costs.append(some.step * np.bincount(group_of[scales], bits, self.groups)[self.often] + price)
+        some, near = looked_at(values, TO_MOVE), self.tables.near
+        scales, costs = self.scales[some], []
+        under = places(*entries(self.steps[some], np.zeros_like(scales), self.shapes[some]), values[some])
+        every, groups = np.arange(SCALES), self.group_of[scales]
+        for offset, price in zip(OFFSETS, OFFSET_TABLES.costs, strict=True):
+            moved = np.clip(every + offset, 0, SCALES - 1) * (SHAPES * FRACTIONS * 2 * NEAR)
+            cost = np.bincount(groups, near.take(moved.take(scales) + under), self.groups)
+            costs.append(some.step * cost[self.often] + price)
         offsets: Values = OFFSETS[np.argmin(costs, 0)]
         return offsets
 
@@ -163,35 +169,35 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
     def under(prediction: Prediction) -> Codec[Values]:
         return table_codec(tables, *entries(*prediction))
 
-    def weighed(outputs: Values, weights: Values) -> Values:
+    def weighed(outputs: Values, weights: Values, around: Shorts) -> Values:
         outputs = outputs.copy()
         outputs[0] += (weights @ around) << 5
         return outputs
 
-    def bits(prediction: Prediction, values: Values) -> float:
-        some = looked_at(values)
-        ids, floors = entries(*(part[some] for part in prediction))
-        return float(some.step * tables.bits(ids, values[some] - floors).sum())
+    def cost(prediction: Prediction, values: Values) -> int:
+        """In 1/256 bit."""
+        return int(tables.near.take(places(*entries(*prediction), values)).sum(dtype=np.int64))
 
-    def fitted(prediction: Prediction, values: Values) -> Values:
+    def fitted(prediction: Prediction, values: Values, around: Shorts) -> Values:
         """Weights by least squares of the errors that are left."""
-        some = looked_at(values)
-        means, scales, _ = (part[some] for part in prediction)
-        errors = ((FRACTIONS * values[some] - means) * INVERSES[scales] >> 10).clip(-ERROR_MAX, ERROR_MAX)
-        inputs = around[:, some].astype(np.float64)
+        means, scales, _ = prediction
+        errors = ((FRACTIONS * values - means) * INVERSES[scales] >> 10).clip(-ERROR_MAX, ERROR_MAX)
+        inputs = around.astype(np.float64)
         weights = np.linalg.solve(inputs @ inputs.T + np.eye(len(inputs)), inputs @ errors)
         steps: Values = np.rint(32 * weights).clip(-WEIGHT_MAX, WEIGHT_MAX).astype(np.int32)
         return steps
 
     def push(stack: AnsStack, values: Values) -> None:
-        outputs = refiner.outputs(seen)
-        ways = [passes.moved(index, None), passes.moved(index, outputs)]
-        weights = fitted(ways[REFINED], values)
-        ways.append(passes.moved(index, weighed(outputs, weights)))
-        costs = [bits(way, values) for way in ways]
-        costs[WEIGHED] += WEIGHT_TABLES.bits(np.zeros(len(weights), int), weights).sum()
+        some, outputs = looked_at(values, TO_REFINE), refiner.outputs(seen)
+        few, fewer, beside = values[some], outputs[:, some], around[:, some]
+        ways = [passes.moved(index, None, some), passes.moved(index, fewer, some)]
+        weights = fitted(ways[REFINED], few, beside)
+        ways.append(passes.moved(index, weighed(fewer, weights, beside), some))
+        costs = [some.step * cost(way, few) for way in ways]
+        costs[WEIGHED] += int(WEIGHT_TABLES.costs[weights + WEIGHT_MAX].sum())
         mode = int(np.argmin(costs))
-        under(ways[mode]).push(stack, values)
+        by = None if mode == PLAIN else outputs if mode == REFINED else weighed(outputs, weights, around)
+        under(passes.moved(index, by)).push(stack, values)
         if mode == WEIGHED:
             weight_codec.push(stack, weights)
         mode_codec.push(stack, np.array([mode]))
@@ -201,7 +207,7 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
         if mode != PLAIN:
             outputs = refiner.outputs(seen)
             if mode == WEIGHED:
-                outputs = weighed(outputs, weight_codec.pop(stack))
+                outputs = weighed(outputs, weight_codec.pop(stack), around)
         return under(passes.moved(index, outputs)).pop(stack)
 
     return Codec(push, pop, lambda: rounded(passes.of(index, passes.mean).ravel()))
