@@ -36,6 +36,8 @@ ERROR_MAX = 80
 """Errors, in sixteenths of a scale, are kept to this."""
 PIXEL_MAX, USAGE_MAX = 64, 64
 INPUT_MAX, HIDDEN_MAX = 80, 255
+BLOCK = 4096
+"""Samples whose hidden activations are computed together: they stay in the caches."""
 MEAN_MAX = 1024
 """Steps of 1/256 of a scale by which a mean can be moved."""
 _scales = [SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (n / (SCALES - 1)) for n in range(SCALES)]
@@ -60,10 +62,16 @@ class Layers(NamedTuple):
 
     def outputs(self, inputs: Floats) -> Ints:
         """int32 [3, N] of inputs [F, N]: in 2**-14, mean in scales, scale index in fours, shape."""
-        hidden = (self.w_1 / np.float32(256)) @ inputs
-        hidden += self.b_1 / np.float32(256)
-        np.floor(hidden, out=hidden).clip(0, HIDDEN_MAX, out=hidden)
-        return (self.w_2 @ hidden + self.b_2).astype(np.int32)
+        w_1, b_1 = self.w_1 / np.float32(256), self.b_1 / np.float32(256)
+        outputs = np.empty((3, inputs.shape[1]), np.float32)
+        for first in range(0, inputs.shape[1], BLOCK):
+            block = slice(first, first + BLOCK)
+            hidden = w_1 @ inputs[:, block]
+            hidden += b_1
+            np.floor(hidden, out=hidden).clip(0, HIDDEN_MAX, out=hidden)
+            np.matmul(self.w_2, hidden, out=outputs[:, block])
+        outputs += self.b_2
+        return outputs.astype(np.int32)
 
 
 def name_of(number: int, phase: str, colour: int, index: int) -> str:
@@ -142,7 +150,7 @@ class Passes:
 
     def move(self, moving: Ints) -> None:
         """Take other scale indices, ``moving`` [SCALES] of those that the networks gave."""
-        self.scale = moving[self.prediction[1]]
+        self.scale = moving.take(self.prediction[1])
 
     def at(self, index: int, plane: NDArray[Any], row: int = 0, column: int = 0) -> NDArray[Any]:
         """Of a plane with a margin of 1, the samples of a pass, moved."""
@@ -158,18 +166,18 @@ class Passes:
         """The samples of a pass [h, w]."""
         mean, scale = self.of(index, self.mean), self.of(index, self.scale)
         steps = FRACTIONS * values.astype(np.int32)
-        errors = (steps - mean) * INVERSES[scale] + 512 >> 10
+        errors = (steps - mean) * INVERSES.take(scale) + 512 >> 10
         self.at(index, self.errors)[:] = errors.clip(-ERROR_MAX, ERROR_MAX)
         self.at(index, self.steps)[:] = steps
 
     def inputs(self, index: int) -> tuple[Floats, Shorts]:
         """What a refiner sees of the samples of a pass, integers, float32 [F, N]; and errors that a tile can weigh,
         int16 [G, N]."""
-        mean, scale, shape = (self.of(index, plane) for plane in (self.mean, self.scale, self.shape))
-        around = [self.at(index, self.errors, *place) for place in NEIGHBOURS[index]]
+        mean, scale, shape = (self.of(index, plane).copy() for plane in (self.mean, self.scale, self.shape))
+        around = [self.at(index, self.errors, *place).copy() for place in NEIGHBOURS[index]]
         parts, own = list(around), list[Shorts]()
         if self.phase.name == "D":
-            inverses = INVERSES[scale]
+            inverses = INVERSES.take(scale)
             for place in NEIGHBOURS[index]:
                 apart = (self.at(index, self.steps, *place) - mean) * inverses + 2048 >> 12
                 parts.append(apart.clip(-PIXEL_MAX, PIXEL_MAX))
@@ -178,7 +186,7 @@ class Passes:
             parts.append((abs(a) + abs(b) + abs(c) + abs(d) >> 2) - 16)
             own.append(a + b + c + d + 2 >> 2)
         for errors in self.phase.errors[: self.colour]:
-            same = self.at(index, errors)
+            same = self.at(index, errors).copy()
             parts += [same, abs(same)]
             own.append(same)
         for phase, places in zip(self.before, BESIDE.get(self.phase.name, ()), strict=True):
@@ -187,7 +195,7 @@ class Passes:
             own.append(np.stack(touching).sum(0, np.int16) // len(touching))
         parts += [2 * scale - 32, 16 * shape - 16]
         floors = mean // FRACTIONS
-        parts += [more[floors] for more in self.usage] + [4 * (mean - floors * FRACTIONS) - 16]
+        parts += [more.take(floors) for more in self.usage] + [4 * (mean - floors * FRACTIONS) - 16]
         return flat(parts, mean.shape, np.float32), flat(own, mean.shape, np.int16)
 
     def moved(self, index: int, outputs: Ints | None, some: slice = EVERYTHING) -> tuple[Ints, Ints, Ints]:
@@ -195,10 +203,10 @@ class Passes:
         mean, scale, shape = (self.of(index, plane).ravel()[some] for plane in (self.mean, self.scale, self.shape))
         if outputs is not None:
             by = (outputs[0] + 32 >> 6).clip(-MEAN_MAX, MEAN_MAX)
-            mean = (mean + (by * UNITS[scale] + 2048 >> 12)).clip(0, 255 * FRACTIONS)
+            mean = (mean + (by * UNITS.take(scale) + 2048 >> 12)).clip(0, 255 * FRACTIONS)
             scale = (scale + (outputs[1] + 2048 >> 12)).clip(0, SCALES - 1)
             shape = (shape + (outputs[2] + 8192 >> 14)).clip(0, SHAPES - 1)
-        step = STEPS[scale]
+        step = STEPS.take(scale)
         return mean + (step >> 1) & -step, scale, shape
 
 
