@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .bits_back import Depths, Parts, Record, bits_back, chain
     from .coder import AnsStack, Codec, table_codec
     from .plain import pop_plain, push_plain
-    from .tables import Tables, gaussian_tables, normalise
+    from .tables import NEAR, Tables, gaussian_tables, normalise
 
 __all__ = [
     "BITS_BACK",
@@ -52,6 +52,7 @@ __all__ = [
     "ICC",
     "IPTC",
     "MAGIC",
+    "NEAR",
     "NETWORK",
     "PLAIN",
     "PNG",
@@ -95,7 +96,7 @@ _HOMES = {
     "bitstream.bits_back": ("Depths", "Parts", "Record", "bits_back", "chain"),
     "bitstream.coder": ("AnsStack", "Codec", "table_codec"),
     "bitstream.plain": ("pop_plain", "push_plain"),
-    "bitstream.tables": ("Tables", "gaussian_tables", "normalise"),
+    "bitstream.tables": ("NEAR", "Tables", "gaussian_tables", "normalise"),
 }
 
 

@@ -122,16 +122,18 @@ class AnsStack:
             raise ValueError(f"{values.shape} values for {ids.shape} table ids")
         if locs is not None:
             values = _int32(values, ValueError).astype(np.int64) - _int32(locs, ValueError)
-        symbols = _int32(values, ValueError).astype(np.int64) - tables.lows[ids]
-        listed = tables.sizes[ids] - tables.escape
+        # In coding order, what tables say is repeated, which is faster than to look it up for each value.
+        symbols = _int32(values, ValueError)[order].astype(np.int64) - tables.lows.repeat(used)
+        listed = (tables.sizes - tables.escape).repeat(used)
         outside = np.flatnonzero((symbols < 0) | (symbols >= listed))
         if outside.size:
+            outside = outside[np.argsort(order[outside])]
             if not tables.escape:
-                first = outside[0]
+                first = order[outside[0]]
                 raise ValueError(f"value {values[first]} is not in table {ids[first]}, which has no escape")
             self._push_outside(symbols[outside], listed[outside])
             symbols[outside] = listed[outside]
-        self._push(symbols.astype(np.int32)[order], tables, used)
+        self._push(symbols.astype(np.int32), tables, used)
 
     def _push(self, symbols: NDArray[np.int32], tables: Tables, used: NDArray[np.intp]) -> None:
         """Push symbols [N] in coding order, see ``Lanes``, or keep them."""
@@ -150,14 +152,15 @@ class AnsStack:
         int32, and ValueError or TypeError for ids and locs as `push` does.
         """
         order, used = _groups(tables, ids)
-        symbols = np.empty(ids.size, np.int64)
-        symbols[order] = self._pop(tables, used)
+        symbols = self._pop(tables, used)
+        values: Ints = np.empty(ids.size, np.int64)
+        values[order] = symbols + tables.lows.repeat(used)
         if tables.escape:
-            listed = tables.sizes[ids] - 1
-            outside = np.flatnonzero(symbols == listed)
+            outside = np.sort(order[symbols == (tables.sizes - 1).repeat(used)])
             if outside.size:
-                symbols[outside] = self._pop_outside(listed[outside])
-        values = _int32(symbols + tables.lows[ids], CorruptError)
+                tabled = ids[outside]
+                values[outside] = self._pop_outside(tables.sizes[tabled] - 1) + tables.lows[tabled]
+                _int32(values, CorruptError)
         if locs is not None:
             values = _int32(values + _int32(locs, ValueError), CorruptError)
         return values.astype(np.int32)
@@ -253,6 +256,6 @@ def _integer(array: Ints) -> None:
 
 def _int32(array: Ints, error: type[Exception]) -> Ints:
     _integer(array)
-    if array.size and (array.min() < -(2**31) or array.max() >= 2**31):
+    if not np.can_cast(array.dtype, np.int32) and array.size and (array.min() < -(2**31) or array.max() >= 2**31):
         raise error("values beyond int32")
     return array

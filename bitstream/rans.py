@@ -70,14 +70,12 @@ class NativeLanes:
         self._coders = [constriction.stream.stack.AnsCoder(words) for words in lanes]
 
     def push(self, symbols: Symbols, tables: Tables, used: NDArray[np.intp]) -> None:
-        for lane, model, start, stop in reversed(self._pieces(tables, used)):
-            self._coders[lane].encode_reverse(symbols[start:stop], model)
+        for coder, model, start, stop in reversed(self._pieces(tables, used)):
+            coder.encode_reverse(symbols[start:stop], model)
 
     def pop(self, tables: Tables, used: NDArray[np.intp]) -> Symbols:
-        symbols = np.empty(used.sum(), np.int32)
-        for lane, model, start, stop in self._pieces(tables, used):
-            symbols[start:stop] = self._coders[lane].decode(model, stop - start)
-        return symbols
+        pieces = [coder.decode(model, stop - start) for coder, model, start, stop in self._pieces(tables, used)]
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int32)
 
     def words(self) -> list[Words]:
         return [coder.get_compressed() for coder in self._coders]
@@ -85,13 +83,14 @@ class NativeLanes:
     def positions(self) -> list[tuple[int, int]]:
         return [coder.pos() for coder in self._coders]
 
-    def _pieces(self, tables: Tables, used: NDArray[np.intp]) -> list[tuple[int, Any, int, int]]:
-        """Lane, model, start and stop in the coding order of what one call codes."""
+    def _pieces(self, tables: Tables, used: NDArray[np.intp]) -> list[tuple[Any, Any, int, int]]:
+        """Coder, model, start and stop in the coding order of what one call codes."""
         stops = np.cumsum(used)
-        starts = stops - used
-        starts = starts[used > 0]
+        begins = np.zeros(stops[-1], np.bool_)
+        begins[(stops - used)[used > 0]] = True
         if len(self._coders) > 1:
-            starts = np.union1d(starts, np.arange(0, stops[-1], RUN))
+            begins[::RUN] = True
+        starts = np.flatnonzero(begins)
         models = _models.setdefault(tables, {})
         tabled = np.searchsorted(stops, starts, "right").tolist()
         for table in set(tabled) - models.keys():
@@ -100,7 +99,8 @@ class NativeLanes:
             weights = (tables.counts[table] - 1).astype(np.float64)
             models[table] = constriction.stream.model.Categorical(weights, perfect=False)
         lanes, ends = starts // RUN % len(self._coders), np.append(starts, stops[-1])[1:]
-        return list(zip(lanes.tolist(), [models[t] for t in tabled], starts.tolist(), ends.tolist(), strict=True))
+        coders = [self._coders[lane] for lane in lanes.tolist()]
+        return list(zip(coders, [models[t] for t in tabled], starts.tolist(), ends.tolist(), strict=True))
 
 
 class NumpyLanes:

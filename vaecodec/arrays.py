@@ -37,9 +37,15 @@ def constant(table: NDArray[Any], like: Any) -> Any:
     key = id(table), like.device
     found = _constants.get(key)
     if found is None:
-        found = _constants[key] = put(table.copy(), like)  # a tensor on the host would keep what it is made of
+        # A copy: a tensor on the host would keep what it is made of. And tensors of uint16 cannot be indexed.
+        found = _constants[key] = put(table.astype(np.int32 if table.dtype == np.uint16 else table.dtype), like)
         weakref.finalize(table, _constants.pop, key, None)
     return found
+
+
+def taken(table: NDArray[Any], places: Any) -> Any:
+    """Entries of an array that nobody changes, where ``places`` are."""
+    return table.take(places) if on_host(places) else constant(table, places)[places]
 
 
 def get(x: Any) -> NDArray[Any]:

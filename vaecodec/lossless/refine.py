@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import cast, constant, counted, edged, floors, get, product, put, stacked, zeros
+from ..arrays import cast, constant, counted, edged, floors, get, product, put, stacked, taken, zeros
 from .numbers import CHANNEL_ORDER, FRACTIONS, PHASES, SCALE_MAX, SCALE_MIN, SCALES, SHAPES
 
 Ints = NDArray[np.int32]
@@ -38,6 +38,8 @@ ERROR_MAX = 80
 """Errors, in sixteenths of a scale, are kept to this."""
 PIXEL_MAX, USAGE_MAX = 64, 64
 INPUT_MAX, HIDDEN_MAX = 80, 255
+BLOCK = 4096
+"""Samples whose hidden activations are computed together: they stay in the caches."""
 MEAN_MAX = 1024
 """Steps of 1/256 of a scale by which a mean can be moved."""
 _scales = [SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (n / (SCALES - 1)) for n in range(SCALES)]
@@ -46,6 +48,7 @@ UNITS = np.array([round(128 * s) for s in _scales], np.int32)
 INVERSES = np.array([round(2048 / s) for s in _scales], np.int32)
 
 
+EVERYTHING = slice(None)
 STEPS = np.repeat(np.array([1, 2, 4], np.int32), [16, 8, 16])
 """By scale index: of a mean, in eighths. Passes are short and their tables many, and where scales are large fractions
 need not be as fine."""
@@ -62,10 +65,16 @@ class Layers(NamedTuple):
     def outputs(self, inputs: Floats) -> Ints:
         """int32 [3, N] of inputs [F, N]: in 2**-14, mean in scales, scale index in fours, shape."""
         w_1, b_1, w_2, b_2 = (constant(part, inputs) for part in self)
-        hidden = product(w_1 / 256, inputs)
-        hidden += b_1 / 256
-        outputs: Ints = cast(product(w_2, floors(hidden, 0, HIDDEN_MAX)) + b_2, np.int32)
-        return outputs
+        w_1, b_1 = w_1 / 256, b_1 / 256
+        outputs = zeros((3, inputs.shape[1]), np.float32, inputs)
+        for first in range(0, inputs.shape[1], BLOCK):
+            block = slice(first, first + BLOCK)
+            hidden = product(w_1, inputs[:, block])
+            hidden += b_1
+            outputs[:, block] = product(w_2, floors(hidden, 0, HIDDEN_MAX))
+        outputs += b_2
+        whole: Ints = cast(outputs, np.int32)
+        return whole
 
 
 def name_of(number: int, phase: str, colour: int, index: int) -> str:
@@ -160,18 +169,18 @@ class Passes:
         """The samples of a pass [h, w]."""
         mean, scale = self.of(index, self.mean), self.of(index, self.scale)
         steps = FRACTIONS * cast(values, np.int32)
-        errors = (steps - mean) * constant(INVERSES, scale)[scale] + 512 >> 10
+        errors = (steps - mean) * taken(INVERSES, scale) + 512 >> 10
         self.at(index, self.errors)[:] = errors.clip(-ERROR_MAX, ERROR_MAX)
         self.at(index, self.steps)[:] = steps
 
     def inputs(self, index: int) -> tuple[Floats, Shorts]:
         """What a refiner sees of the samples of a pass, integers, float32 [F, N]; and errors that a tile can weigh,
         int16 [G, N]."""
-        mean, scale, shape = (self.of(index, plane) for plane in (self.mean, self.scale, self.shape))
-        around = [self.at(index, self.errors, *place) for place in NEIGHBOURS[index]]
+        mean, scale, shape = (self.of(index, plane).copy() for plane in (self.mean, self.scale, self.shape))
+        around = [self.at(index, self.errors, *place).copy() for place in NEIGHBOURS[index]]
         parts, own = list(around), list[Shorts]()
         if self.phase.name == "D":
-            inverses = constant(INVERSES, scale)[scale]
+            inverses = taken(INVERSES, scale)
             for place in NEIGHBOURS[index]:
                 apart = (self.at(index, self.steps, *place) - mean) * inverses + 2048 >> 12
                 parts.append(apart.clip(-PIXEL_MAX, PIXEL_MAX))
@@ -180,7 +189,7 @@ class Passes:
             parts.append((abs(a) + abs(b) + abs(c) + abs(d) >> 2) - 16)
             own.append(a + b + c + d + 2 >> 2)
         for errors in self.phase.errors[: self.colour]:
-            same = self.at(index, errors)
+            same = self.at(index, errors).copy()
             parts += [same, abs(same)]
             own.append(same)
         for phase, places in zip(self.before, BESIDE.get(self.phase.name, ()), strict=True):
@@ -192,15 +201,15 @@ class Passes:
         parts += [more[levels] for more in self.usage] + [4 * (mean - levels * FRACTIONS) - 16]
         return flat(stacked(parts, np.float32, mean)), flat(stacked(own, np.int16, mean))
 
-    def moved(self, index: int, outputs: Ints | None) -> tuple[Ints, Ints, Ints]:
-        """Mean, scale index and shape of the samples of a pass, by a refiner's outputs."""
-        mean, scale, shape = (self.of(index, plane).ravel() for plane in (self.mean, self.scale, self.shape))
+    def moved(self, index: int, outputs: Ints | None, some: slice = EVERYTHING) -> tuple[Ints, Ints, Ints]:
+        """Mean, scale index and shape of the samples of a pass, or of some, by a refiner's outputs for them."""
+        mean, scale, shape = (self.of(index, plane).ravel()[some] for plane in (self.mean, self.scale, self.shape))
         if outputs is not None:
             by = (outputs[0] + 32 >> 6).clip(-MEAN_MAX, MEAN_MAX)
-            mean = (mean + (by * constant(UNITS, scale)[scale] + 2048 >> 12)).clip(0, 255 * FRACTIONS)
+            mean = (mean + (by * taken(UNITS, scale) + 2048 >> 12)).clip(0, 255 * FRACTIONS)
             scale = (scale + (outputs[1] + 2048 >> 12)).clip(0, SCALES - 1)
             shape = (shape + (outputs[2] + 8192 >> 14)).clip(0, SHAPES - 1)
-        step = constant(STEPS, scale)[scale]
+        step = taken(STEPS, scale)
         return mean + (step >> 1) & -step, scale, shape
 
 

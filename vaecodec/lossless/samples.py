@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitstream import AnsStack, Codec, Tables, table_codec
+from bitstream import NEAR, AnsStack, Codec, Tables, table_codec
 
-from ..arrays import cast, constant, counted, get, on_host, product, put, stacked
+from ..arrays import cast, counted, get, product, put, stacked, taken
 from .numbers import FRACTIONS, SCALES, SHAPES
-from .refine import ERROR_MAX, INVERSES, PASSES, Layers, Passes, name_of
+from .refine import ERROR_MAX, INVERSES, PASSES, Layers, Passes, Shorts, name_of
 
 if TYPE_CHECKING:
     from .tile import Networks
@@ -33,8 +33,8 @@ OFFSETS = np.arange(-4, 5, dtype=np.int32)
 OFFSET_TABLES = Tables(
     OFFSETS[:1], [np.array([2 ** (22 - abs(k)) if k else 2**23 + 2**19 for k in OFFSETS])], escape=False
 )
-LOOKED_AT = 16384
-"""So many values are enough to choose by."""
+TO_MOVE, TO_REFINE = 16384, 8192
+"""So many values, or up to three times as many, are enough to choose offsets by, and what to do with a pass."""
 PLAIN, REFINED, WEIGHED = range(3)
 """What a tile may do with a pass: leave it, refine it, and weigh errors around it as well."""
 MODE_TABLES = Tables(np.array([PLAIN]), [np.array([2**21, 2**22, 2**24 - 2**22 - 2**21])], escape=False)
@@ -58,17 +58,14 @@ def rounded(steps: Values) -> Values:
     return levels
 
 
-def looked_at(values: Values) -> slice:
-    return slice(None, None, len(values) // LOOKED_AT | 1)
+def looked_at(values: Values, enough: int) -> slice:
+    return slice(None, None, len(values) // enough | 1)
 
 
-def bits_of(tables: Tables, ids: Any, values: Any) -> Any:
-    """See ``Tables.bits``, wherever ids and values are."""
-    if on_host(ids):
-        return tables.bits(ids, values)
-    from ..device_coder import bits
-
-    return bits(tables, ids, values)
+def places(ids: Values, floors: Values, values: Values) -> Values:
+    """Where ``Tables.near`` has what samples cost; their distances from whole means are never larger."""
+    there: Values = ids * (2 * NEAR) + (values - floors + NEAR)
+    return there
 
 
 class PixelCodec:
@@ -105,14 +102,14 @@ class PixelCodec:
         return moved
 
     def _best(self, values: Values) -> Values:
-        some = looked_at(values)
+        some = looked_at(values, TO_MOVE)
         scales, costs = self.scales[some], []
-        ids, floors = entries(self.steps[some], 0 * scales, self.shapes[some])
-        groups, residuals = scales * self.groups // SCALES, values[some] - floors
+        under = places(*entries(self.steps[some], 0 * scales, self.shapes[some]), values[some])
+        every, groups = np.arange(SCALES), scales * self.groups // SCALES
         for offset in OFFSETS.tolist():
-            moved = (scales + offset).clip(0, SCALES - 1) * (SHAPES * FRACTIONS)
-            costs.append(counted(groups, self.groups, bits_of(self.tables, moved + ids, residuals)))
-        prices = OFFSET_TABLES.bits(np.zeros(len(OFFSETS), int), OFFSETS)
+            moved = np.clip(every + offset, 0, SCALES - 1) * (SHAPES * FRACTIONS * 2 * NEAR)
+            costs.append(counted(groups, self.groups, taken(self.tables.near, put(moved, scales)[scales] + under)))
+        prices = OFFSET_TABLES.costs
         whole = some.step * get(stacked(costs, np.float64, costs[0]))[:, self.often] + prices[:, None]
         offsets: Values = OFFSETS[np.argmin(whole, 0)]
         return offsets
@@ -191,23 +188,20 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
     def under(prediction: Prediction) -> Codec[Values]:
         return table_codec(tables, *entries(*prediction))
 
-    def weighed(outputs: Values, weights: Values) -> Values:
+    def weighed(outputs: Values, weights: Values, around: Shorts) -> Values:
         outputs = outputs + 0
         outputs[0] += cast(product(put(weights, around), around), np.int32) << 5
         return outputs
 
-    def bits(prediction: Prediction, values: Values) -> NDArray[np.float64]:
-        some = looked_at(values)
-        ids, floors = entries(*(part[some] for part in prediction))
-        sums: NDArray[np.float64] = some.step * bits_of(tables, ids, values[some] - floors).sum(0, keepdims=True)
-        return sums
+    def cost(prediction: Prediction, values: Values) -> Any:
+        """In 1/256 bit, [1]."""
+        return cast(taken(tables.near, places(*entries(*prediction), values)), np.int64).sum(0, keepdims=True)
 
-    def fitted(prediction: Prediction, values: Values) -> Values:
+    def fitted(prediction: Prediction, values: Values, around: Shorts) -> Values:
         """Weights by least squares of the errors that are left."""
-        some = looked_at(values)
-        means, scales, _ = (part[some] for part in prediction)
-        errors = (FRACTIONS * values[some] - means) * constant(INVERSES, scales)[scales] >> 10
-        inputs = cast(around[:, some], np.float64)
+        means, scales, _ = prediction
+        errors = (FRACTIONS * values - means) * taken(INVERSES, scales) >> 10
+        inputs = cast(around, np.float64)
         both = stacked([*inputs, errors.clip(-ERROR_MAX, ERROR_MAX)], np.float64, errors)
         sums = get(inputs @ both.T)  # of integers, so that they are exact
         weights = np.linalg.solve(sums[:, :-1] + np.eye(len(sums)), sums[:, -1])
@@ -215,15 +209,17 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
         return steps
 
     def push(stack: AnsStack, values: Values) -> None:
-        outputs = refiner.outputs(seen)
-        ways = [passes.moved(index, None), passes.moved(index, outputs)]
-        weights = fitted(ways[REFINED], values)
-        ways.append(passes.moved(index, weighed(outputs, weights)))
-        sums = [bits(way, values) for way in ways]
-        costs = get(stacked(sums, np.float64, sums[0]))[:, 0]
-        costs[WEIGHED] += WEIGHT_TABLES.bits(np.zeros(len(weights), int), weights).sum()
+        some, outputs = looked_at(values, TO_REFINE), refiner.outputs(seen)
+        few, fewer, beside = values[some], outputs[:, some], around[:, some]
+        ways = [passes.moved(index, None, some), passes.moved(index, fewer, some)]
+        weights = fitted(ways[REFINED], few, beside)
+        ways.append(passes.moved(index, weighed(fewer, weights, beside), some))
+        sums = [cost(way, few) for way in ways]
+        costs = some.step * get(stacked(sums, np.int64, sums[0]))[:, 0]
+        costs[WEIGHED] += WEIGHT_TABLES.costs[weights + WEIGHT_MAX].sum()
         mode = int(np.argmin(costs))
-        under(ways[mode]).push(stack, values)
+        by = None if mode == PLAIN else outputs if mode == REFINED else weighed(outputs, weights, around)
+        under(passes.moved(index, by)).push(stack, values)
         if mode == WEIGHED:
             weight_codec.push(stack, weights)
         mode_codec.push(stack, np.array([mode]))
@@ -233,7 +229,7 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
         if mode != PLAIN:
             outputs = refiner.outputs(seen)
             if mode == WEIGHED:
-                outputs = weighed(outputs, weight_codec.pop(stack))
+                outputs = weighed(outputs, weight_codec.pop(stack), around)
         return under(passes.moved(index, outputs)).pop(stack)
 
     return Codec(push, pop)
