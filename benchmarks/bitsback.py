@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -17,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from bitstream import BITS_BACK, AnsStack, chain, unpack
+from bitstream import BITS_BACK, AnsStack, unpack
 from vaecodec.codec import Codec
 from vaecodec.exact import exact_arithmetic
 from vaecodec.kinds import load, packaged
-from vaecodec.lossless import refine
 from vaecodec.lossless.heads import Phase
-from vaecodec.lossless.layers import CHANNEL_ORDER, FRACTIONS, MEAN_UNIT, PHASES
-from vaecodec.lossless.samples import PixelCodec, passes_parts
+from vaecodec.lossless.layers import FRACTIONS, MEAN_UNIT, PHASES
+from vaecodec.lossless.samples import PixelCodec
+from vaecodec.lossless.tile import Network
 from vaecodec.lossless.weights import LosslessWeights
 from vaecodec.tiles import TILE, tiles
 
@@ -61,23 +60,19 @@ def phase_bits(weights: LosslessWeights, phase: Phase, inside: Tensor) -> float:
     return total
 
 
-def refined_bits(
-    weights: LosslessWeights, phase: Phase, x: Tensor, a: Tensor, number: int, known: list[refine.Phase]
-) -> float:
-    """As ``phase_bits`` for a phase that comes in passes, the next of ``known`` at its level; x: its samples
-    [1, 3, h, w] inside the picture; a: those of phase A."""
-    total, rows, columns = 0.0, *x.shape[2:]
-    new = refine.Phase(PHASES[len(known)], (a.shape[2], a.shape[3]))
-    for k, c in enumerate(CHANNEL_ORDER):
-        residual, scale, shape = (part[0, k, :rows, :columns] for part in phase)
-        prediction = torch.stack([(x[0, c] - residual) / MEAN_UNIT, scale, shape]).round().int().numpy()
-        passes = refine.Passes(prediction, new, known, refine.usage_of(a[0, c].byte().numpy()))
-        samples, stack = x[0, c].int().numpy(), AnsStack()
-        parts = partial(passes_parts, weights, "", number, passes, np.empty((rows, columns), np.uint8))
-        chain(parts).push(stack, [passes.of(i, samples).ravel() for i in range(len(refine.PASSES))])
-        total += stack.bits()
-    known.append(new)
-    return total
+def passes_bits(weights: LosslessWeights, pixels: NDArray[np.uint8]) -> dict[str, float]:
+    """Bits of the levels that come in passes, of one tile [h, w, 3], under the tables that code them."""
+    bits = {f"phases at 1/{2**k}": 0.0 for k in reversed(range(weights.config.refined))}
+
+    def record(name: str, popped: float) -> None:
+        phase, _, number = name.split()[0].partition("_")
+        if phase in PHASES and int(number) <= len(bits):
+            bits[f"phases at 1/{2 ** (int(number) - 1)}"] -= popped
+
+    height, width, colours = pixels.shape
+    network = Network(weights, height, width, colours, rounded=True)
+    network.push(AnsStack(), pixels.transpose(2, 0, 1).astype(np.int32), record)
+    return bits
 
 
 def negative_elbo(weights: LosslessWeights, pixels: NDArray[np.uint8]) -> dict[str, float]:
@@ -96,16 +91,13 @@ def negative_elbo(weights: LosslessWeights, pixels: NDArray[np.uint8]) -> dict[s
     bits["x given z"] = phase_bits(weights, coarsest, inside[..., ::step, ::step])
     for number, phases in zip(range(config.levels, 0, -1), levels, strict=True):
         step //= 2
-        fine, samples, known = inside[..., ::step, ::step], x[..., :height:step, :width:step], list[refine.Phase]()
-        for phase, (row, column) in zip(phases, ((1, 1), (0, 1), (1, 0)), strict=True):
-            if number > config.refined:
-                part = phase_bits(weights, phase, fine[..., row::2, column::2])
-            else:
-                a = samples[..., ::2, ::2]
-                part = refined_bits(weights, phase, samples[..., row::2, column::2], a, number, known)
-            name = f"phases at 1/{step}"
-            bits[name] = bits.get(name, 0.0) + part
-    return bits
+        if number > config.refined:
+            fine, places = inside[..., ::step, ::step], ((1, 1), (0, 1), (1, 0))
+            bits[f"phases at 1/{step}"] = sum(
+                phase_bits(weights, phase, fine[..., row::2, column::2])
+                for phase, (row, column) in zip(phases, places, strict=True)
+            )
+    return bits | passes_bits(weights, pixels)
 
 
 def groups(account: dict[str, float]) -> dict[str, float]:

@@ -86,12 +86,19 @@ def moving(lossless: Codec) -> Codec:
     return lossless
 
 
-def refiners(width: int, levels: int) -> dict[str, NDArray[Any]]:
+def refiners(width: int, config: lossless.Config) -> dict[str, NDArray[Any]]:
     """Tensors of refiners that move everything, the same for ever."""
     tensors: dict[str, NDArray[Any]] = {}
-    for seed, place in enumerate(refine.all_of(levels)):
-        inputs = refine.input_count(*place[1:])
-        sizes = {"w_1": (width, inputs, 2000), "b_1": (width, 1, 30_000), "w_2": (3, width, 500), "b_2": (3, 1, 9000)}
+    for seed, place in enumerate(refine.all_of(config.refined)):
+        inputs = refine.input_count(*place[1:]) + config.width
+        sizes = {
+            "w_1": (width, inputs, 1000),
+            "b_1": (width, 1, 30_000),
+            "w_2": (width, width, 1000),
+            "b_2": (width, 1, 30_000),
+            "w_3": (3, width, 500),
+            "b_3": (3, 1, 9000),
+        }
         for part, (rows, columns, spread) in sizes.items():
             values = scrambled_array(1, 100 + seed, rows * columns, spread)[0, -1]
             kind = np.int16 if part[0] == "w" else np.int32
@@ -103,7 +110,7 @@ def refined(lossless: Codec) -> Codec:
     """The codec, whose tiles now move their scales and are refined."""
     weights = moving(lossless).lossless
     weights.config = replace(weights.config, refined=2)
-    weights.refiners = refine.layers_of(refiners(4, 2), 2)
+    weights.refiners = refine.layers_of(refiners(4, weights.config), weights.config)
     return lossless
 
 

@@ -330,13 +330,14 @@ class Lossless:
         return np.array(values, int).reshape(eighths.shape) + eighths // 8
 
     def passes(
-        self, place: str, parts: tuple[Array, Array, Array], errors: dict[tuple[str, int], Array], a: Array
+        self, place: str, parts: tuple[Array, Array, Array], errors: dict[tuple[str, int], Array], a: Array, h: Array
     ) -> Array:
         """Samples of one colour of a phase, and their errors into ``errors``; these have a margin of one, and more.
-        a: the colour's samples of A."""
+        a: the colour's samples of A; h: the phase's activations."""
         _, phase, colour = place.split(".")
         k, (m, i, shapes) = int(colour), parts
         rows, columns = m.shape
+        units = (h if self.in_bytes else in_steps(h))[:, :rows, :columns].astype(int)
         x, e = np.zeros((rows, columns), int), np.zeros((rows + 3, columns + 3), int)
         y = np.pad(m, 1, "edge") if m.size else np.zeros((rows + 2, columns + 2), int)
         t = [round(16 * math.log2(8 + int((a == v).sum()))) for v in range(256)]
@@ -375,11 +376,13 @@ class Lossless:
             mode, *_ = second.pop_values(self.coder, *MODES, [0])
             if mode:
                 name = f"refine.{place}.{j}"
-                w_1, b_1, w_2, b_2 = (
-                    self.weights.tensors[f"{name}.{part}"].astype(np.int64) for part in ("w_1", "b_1", "w_2", "b_2")
+                inputs += [np.minimum(plane, 255) for plane in units[:, *mine]]
+                w_1, b_1, w_2, b_2, w_3, b_3 = (
+                    self.weights.tensors[f"{name}.{part}_{n}"].astype(np.int64) for n in (1, 2, 3) for part in "wb"
                 )
-                h = np.clip(w_1 @ np.stack(inputs).reshape(len(inputs), mean.size) + b_1 >> 8, 0, 255)
-                o = (w_2 @ h + b_2).reshape(3, *mean.shape)
+                one = np.clip(w_1 @ np.stack(inputs).reshape(len(inputs), mean.size) + b_1 >> 8, 0, 255)
+                two = np.clip(w_2 @ one + b_2 >> 9, 0, 255)
+                o = (w_3 @ two + b_3).reshape(3, *mean.shape)
                 if mode == 2:
                     own = second.pop_values(self.coder, *WEIGHTS, [0] * len(f))
                     o[0] += 32 * sum((w * part for w, part in zip(own, f, strict=True)), start=np.zeros_like(mean))
@@ -443,7 +446,7 @@ class Lossless:
                     x[c][part] = np.clip(self.pop_samples(*ints), 0, 255)
                 else:
                     place = f"{self.weights.config['levels'] - int(name[7])}.{name[-1]}.{k}"
-                    x[c][part] = self.passes(place, ints, errors, outside[c])
+                    x[c][part] = self.passes(place, ints, errors, outside[c], h)
             else:
                 x[c] = x[1]
             residuals.append(x[c] - mean)

@@ -26,6 +26,7 @@ from bitstream import BITS_BACK, ROUNDED, CorruptError, Tables, Tile, pack, unpa
 from bitstream.rans import kind_of_lanes  # noqa: E402
 from vaecodec import Codec, arrays, device_coder  # noqa: E402
 from vaecodec.lossless import refine  # noqa: E402
+from vaecodec.lossless.numbers import Config  # noqa: E402
 from vaecodec.lossless.tile import TileCoder  # noqa: E402
 from vaecodec.together import at_once  # noqa: E402
 
@@ -203,7 +204,9 @@ def test_constants_stay_as_long_as_they_are_used() -> None:
 def test_refiners_at_their_limits() -> None:
     from conftest import refiners
 
-    layers = refine.layers_of(refiners(4, 1), 1)[refine.name_of(1, "D", 0, 3)]
-    inputs = np.random.default_rng(0).integers(-80, 81, (layers.w_1.shape[1], 500)).astype(np.float32)
-    outputs: Any = layers.outputs(torch.from_numpy(inputs).to(DEVICE))  # type: ignore[arg-type]
-    assert np.array_equal(outputs.cpu(), layers.outputs(inputs))
+    config, random = Config(width=16, refined=1), np.random.default_rng(0)
+    layers = refine.layers_of(refiners(4, config), config)[refine.name_of(1, "D", 0, 3)]
+    seen = random.integers(-80, 81, (refine.input_count("D", 0, 3), 700)).astype(np.int16)
+    states = random.integers(0, 256, (700, config.width)).astype(np.uint8)
+    outputs: Any = layers.outputs(*(torch.from_numpy(x).to(DEVICE) for x in (seen, states)))  # type: ignore[arg-type]
+    assert np.array_equal(outputs.cpu(), layers.outputs(seen, states))

@@ -12,8 +12,11 @@ from PIL import Image
 from vaecodec import Codec
 from vaecodec.lossless import refine
 from vaecodec.lossless.engine import LosslessNetworks
+from vaecodec.lossless.numbers import Config
 from vaecodec.lossless.tile import TileCoder
 from vaecodec.training import refiners as training
+
+CONFIG = Config(width=16, refined=1)
 
 
 def test_passes_hold_every_sample_once() -> None:
@@ -44,45 +47,47 @@ def test_what_a_pass_knows_does_not_change_with_those_after_it(name: str, size: 
         for other in "DB"[: "DBC".index(name)]
     ]
     prediction = random.integers(0, [[[2041]], [[40]], [[3]]], (3, *size)).astype(np.int32)
-    passes = refine.Passes(prediction, refine.Phase(name, size), before, refine.usage_of(samples))
+    activations = random.integers(0, 256, (*size, 3)).astype(np.uint8)
+    passes = refine.Passes(prediction, refine.Phase(name, size), before, refine.usage_of(samples), activations)
     passes.move(np.arange(40, dtype=np.int32) // 2)
     known = []
     for index in range(4):
-        inputs, around = passes.inputs(index)
-        assert inputs.shape[1] == around.shape[1] == passes.of(index, samples).size
+        inputs, states, around = passes.inputs(index)
+        assert inputs.shape[1] == len(states) == around.shape[1] == passes.of(index, samples).size
         assert inputs.shape[0] == refine.input_count(name, 0, index)
         assert abs(inputs).max(initial=0) <= refine.INPUT_MAX
-        known.append((inputs, around))
+        known.append((inputs, states, around))
         passes.see(index, passes.of(index, samples))
     for index, before in enumerate(known):
         assert all(np.array_equal(*parts) for parts in zip(before, passes.inputs(index), strict=True))
 
 
 def test_layers_are_exact_at_their_limits() -> None:
-    tensors = refiners(4, 1)
+    tensors, random = refiners(4, CONFIG), np.random.default_rng(0)
     name = refine.name_of(1, "D", 0, 3)
-    layers = refine.layers_of(tensors, 1)[name]
-    inputs = np.random.default_rng(0).integers(-80, 81, (layers.w_1.shape[1], 500))
-    w_1, b_1, w_2, b_2 = (tensors[f"{name}.{part}"].astype(np.int64) for part in refine.Layers._fields)
-    hidden = (w_1 @ inputs + b_1 >> 8).clip(0, 255)
-    assert np.array_equal(layers.outputs(inputs.astype(np.float32)), w_2 @ hidden + b_2)
+    layers = refine.layers_of(tensors, CONFIG)[name]
+    seen = random.integers(-80, 81, (refine.input_count("D", 0, 3), 700)).astype(np.int16)
+    states = random.integers(0, 256, (700, CONFIG.width)).astype(np.uint8)
+    w_1, b_1, w_2, b_2, w_3, b_3 = (tensors[f"{name}.{part}"].astype(np.int64) for part in refine.Layers._fields)
+    one = (w_1 @ np.concatenate([seen, states.T]) + b_1 >> 8).clip(0, 255)
+    two = (w_2 @ one + b_2 >> 9).clip(0, 255)
+    assert np.array_equal(layers.outputs(seen, states), w_3 @ two + b_3)
 
 
-@pytest.mark.parametrize(("part", "value"), [("w_1", 2**15 - 1), ("w_2", 2**15 - 1), ("b_1", 2**24), ("b_2", -(2**24))])
-def test_refiners_whose_sums_are_not_exact_are_refused(part: str, value: int) -> None:
-    tensors = refiners(4, 1)
+@pytest.mark.parametrize("part", refine.Layers._fields)
+def test_refiners_whose_sums_are_not_exact_are_refused(part: str) -> None:
+    tensors = refiners(8, CONFIG)
     name = f"{refine.name_of(1, 'C', 2, 2)}.{part}"
-    tensors[name] = np.full_like(tensors[name].astype(np.int64), value)
+    tensors[name] = np.full_like(tensors[name].astype(np.int64), 2**15 if part[0] == "w" else -(2**24))
     with pytest.raises(ValueError, match="not exact"):
-        refine.layers_of(tensors, 1)
+        refine.layers_of(tensors, CONFIG)
     tensors[name] = tensors[name][:, :0]
     with pytest.raises(ValueError, match=r"not exact|does not fit"):
-        refine.layers_of(tensors, 1)
+        refine.layers_of(tensors, CONFIG)
 
 
 def test_refiners_are_fitted_and_make_tiles_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    widths = dict.fromkeys("BCD", (4, 4))
-    for name, value in {"LEVELS": 1, "STEPS": 20, "BATCH": 256, "WIDTHS": widths, "NARROW": 4}.items():
+    for name, value in {"LEVELS": 1, "STEPS": 20, "BATCH": 256, "WIDE": (4, 4), "NARROW": (4, 4)}.items():
         monkeypatch.setattr(training, name, value)
     photo = np.array(Image.open(PHOTO).convert("RGB"))[60:156, 40:136]
     tensors = training.fit(LosslessNetworks(TINY_LOSSLESS), [torch.from_numpy(photo).permute(2, 0, 1)])

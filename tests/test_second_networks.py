@@ -11,6 +11,7 @@ import second_networks as networks
 from conftest import TINY, TINY_FINER, TINY_LOSSLESS, in_bytes, picture, refined, refiners
 
 from vaecodec import Codec
+from vaecodec.lossless.numbers import Config
 from vaecodec.lossless.tile import TileCoder
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -19,7 +20,7 @@ FILES = [p for p in sorted(GOLDEN.glob("*/*.vae")) if not p.stem.startswith("pca
 
 def refine(weights: networks.Weights) -> None:
     weights.config["groups"], weights.config["refined"] = 20, 2
-    weights.tensors |= refiners(4, 2)
+    weights.tensors |= refiners(4, Config(**weights.config))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

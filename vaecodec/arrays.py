@@ -79,6 +79,21 @@ def stacked(parts: list[Any], kind: type[Any], like: Any) -> Any:
     return torch.stack(parts).to(_type(kind))
 
 
+def joined(kind: type[Any], *parts: Any) -> Any:
+    """Parts [P, N] of any types as one array of a type."""
+    if on_host(parts[0]):
+        return np.concatenate(parts, dtype=kind)
+    import torch
+
+    return torch.cat([cast(part, kind) for part in parts])
+
+
+def blocks(x: Any, size: int) -> list[slice]:
+    """Columns of x [P, N] that are computed together: so many on the host, where they stay in the caches, or all."""
+    count = x.shape[1]
+    return [slice(first, first + size) for first in range(0, count, size)] if on_host(x) else [slice(0, count)]
+
+
 def edged(x: Any, *margins: tuple[int, int]) -> Any:
     """x with margins before and behind in each dimension: what is at the edge again, or 0 where x is empty."""
     if on_host(x):

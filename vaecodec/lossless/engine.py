@@ -29,7 +29,7 @@ from .numbers import (
     Config,
 )
 from .pixels import MARGIN, halved, local_mean, nearest, padded
-from .refine import layers_of
+from .refine import STATE_MAX, layers_of
 
 Result = TypeVar("Result")
 
@@ -75,7 +75,7 @@ class LosslessNetworks(Sessions):
         self.pixel_tables, self.prior_tables, self.posterior_tables = (
             tables_of(name, decoder) for name in ("pixels", "prior", "posterior")
         )
-        self.refiners = layers_of(decoder, self.config.refined)
+        self.refiners = layers_of(decoder, self.config)
         self._intra_op = 1  # stripes are shared out among threads, which waits less than sharing out operators
         self.groups = len(self.config.latents)
         self.kernel = ""
@@ -361,6 +361,11 @@ class LevelState:
         known = np.concatenate(self._known)[None]
         networks, graph = self._networks, f"{self._name}.{phase}"
         self._colours = Colours(networks, networks.computed, graph, self._x, centre, 8 * 8, 8 * spread, known)
+
+    def activations(self) -> Bytes:
+        """See ``tile.State``."""
+        x: Array = self._x[0, 1:-1, :, : self._networks.config.width]
+        return x if x.dtype == np.uint8 else x.clip(max=STATE_MAX).astype(np.uint8)
 
     def predict(self) -> Integers:
         """int32 [3, h, w] for the next colour: mean in eighths, scale index, shape."""

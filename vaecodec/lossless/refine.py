@@ -2,8 +2,9 @@
 
 The networks predict all samples of a phase and colour at once. Their errors still have something in common with those
 of their neighbours: an edge that was missed, or noise that is stronger here. So at the finest levels every second row
-and column comes first, then what lies between them; and in the later passes a small network, one hidden layer for each
-sample alone, moves mean, scale index and shape by what the errors around the sample say. Integers throughout.
+and column comes first, then what lies between them; and before each pass a small network, for each sample alone, moves
+mean, scale index and shape by what the errors around the sample say, and by the state that the phase was predicted
+from: it knows in what direction errors have something in common. Integers throughout.
 
 Arrays are numpy's or, where the coder runs on a GPU, tensors there; see ``arrays``.
 """
@@ -18,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import cast, constant, counted, edged, floors, get, product, put, stacked, taken, zeros
-from .numbers import CHANNEL_ORDER, FRACTIONS, PHASES, SCALE_MAX, SCALE_MIN, SCALES, SHAPES
+from ..arrays import blocks, cast, constant, counted, edged, floors, get, joined, product, put, stacked, taken, zeros
+from .numbers import CHANNEL_ORDER, FRACTIONS, PHASES, SCALE_MAX, SCALE_MIN, SCALES, SHAPES, Config
 
+Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
 Shorts = NDArray[np.int16]
 Floats = NDArray[np.float32]
@@ -37,8 +39,8 @@ BESIDE = {"B": (((-1, 0), (0, 0)),), "C": (((0, -1), (0, 0)), ((0, 0), (0, 1), (
 ERROR_MAX = 80
 """Errors, in sixteenths of a scale, are kept to this."""
 PIXEL_MAX, USAGE_MAX = 64, 64
-INPUT_MAX, HIDDEN_MAX = 80, 255
-BLOCK = 4096
+INPUT_MAX, STATE_MAX, HIDDEN_MAX = 80, 255, 255
+BLOCK = 512
 """Samples whose hidden activations are computed together: they stay in the caches."""
 MEAN_MAX = 1024
 """Steps of 1/256 of a scale by which a mean can be moved."""
@@ -55,26 +57,29 @@ need not be as fine."""
 
 
 class Layers(NamedTuple):
-    """A refiner: w_1 [H, F] and b_1 [H, 1], w_2 [3, H] and b_2 [3, 1]; integers, as float32."""
+    """A refiner: w_1 [H, F + W] and b_1 [H, 1], w_2 [K, H] and b_2 [K, 1], w_3 [3, K] and b_3 [3, 1]; integers, as
+    float32."""
 
     w_1: Floats
     b_1: Floats
     w_2: Floats
     b_2: Floats
+    w_3: Floats
+    b_3: Floats
 
-    def outputs(self, inputs: Floats) -> Ints:
-        """int32 [3, N] of inputs [F, N]: in 2**-14, mean in scales, scale index in fours, shape."""
-        w_1, b_1, w_2, b_2 = (constant(part, inputs) for part in self)
-        w_1, b_1 = w_1 / 256, b_1 / 256
-        outputs = zeros((3, inputs.shape[1]), np.float32, inputs)
-        for first in range(0, inputs.shape[1], BLOCK):
-            block = slice(first, first + BLOCK)
-            hidden = product(w_1, inputs[:, block])
+    def outputs(self, seen: Shorts, activations: Bytes) -> Ints:
+        """int32 [3, N] of what is seen [F, N] and activations [N, W], see ``Passes.inputs``: in 2**-14, mean in scales,
+        scale index in fours, shape."""
+        w_1, b_1, w_2, b_2, w_3, b_3 = (constant(part, seen) for part in self)
+        w_1, b_1, w_2, b_2 = w_1 / 256, b_1 / 256, w_2 / 512, b_2 / 512
+        outputs: Ints = zeros((3, seen.shape[1]), np.int32, seen)
+        for block in blocks(seen, BLOCK):
+            hidden = product(w_1, joined(np.float32, seen[:, block], activations[block].T))
             hidden += b_1
-            outputs[:, block] = product(w_2, floors(hidden, 0, HIDDEN_MAX))
-        outputs += b_2
-        whole: Ints = cast(outputs, np.int32)
-        return whole
+            further = product(w_2, floors(hidden, 0, HIDDEN_MAX))
+            further += b_2
+            outputs[:, block] = product(w_3, floors(further, 0, HIDDEN_MAX)) + b_3
+        return outputs
 
 
 def name_of(number: int, phase: str, colour: int, index: int) -> str:
@@ -82,18 +87,20 @@ def name_of(number: int, phase: str, colour: int, index: int) -> str:
     return f"refine.{number}.{phase}.{colour}.{index}"
 
 
-def layers_of(decoder: Mapping[str, NDArray[Any]], refined: int) -> dict[str, Layers]:
-    """The refiners of so many levels by their names. Raises ValueError for tensors that do not fit or that break the
-    bounds of exact sums."""
+def layers_of(decoder: Mapping[str, NDArray[Any]], config: Config) -> dict[str, Layers]:
+    """The refiners by their names. Raises ValueError for tensors that do not fit or that break the bounds of exact
+    sums."""
     refiners = {}
-    for place in all_of(refined):
+    for place in all_of(config.refined):
         name = name_of(*place)
         parts = Layers(*(decoder[f"{name}.{part}"].astype(np.float32) for part in Layers._fields))
-        width, inputs = len(parts.w_1), input_count(*place[1:])
-        if [part.shape for part in parts] != [(width, inputs), (width, 1), (3, width), (3, 1)]:
+        first, second, inputs = len(parts.w_1), len(parts.w_2), input_count(*place[1:])
+        sizes = [(first, inputs + config.width), (first, 1), (second, first), (second, 1), (3, second), (3, 1)]
+        if [part.shape for part in parts] != sizes:
             raise ValueError(f"{name} does not fit")
-        for weight, bias, most in ((*parts[:2], INPUT_MAX), (*parts[2:], HIDDEN_MAX)):
-            if (most * abs(weight).sum(1, np.float64, keepdims=True) + abs(bias)).max(initial=0) >= 2**24:
+        most = np.repeat([INPUT_MAX, STATE_MAX], [inputs, config.width])
+        for weight, bias, limit in ((*parts[:2], most), (*parts[2:4], HIDDEN_MAX), (*parts[4:], HIDDEN_MAX)):
+            if ((limit * abs(weight)).sum(1, np.float64, keepdims=True) + abs(bias)).max(initial=0) >= 2**24:
                 raise ValueError(f"sums of {name} are not exact")
         refiners[name] = parts
     return refiners
@@ -136,10 +143,13 @@ class Passes:
 
     prediction: mean in eighths, scale index and shape, int32 [3, rows, columns]. before: the phases of this level that
     are known; phase: this one, with the colours that are known, to which this one is added. usage: see ``usage_of``.
+    activations: uint8 [rows, columns, W], see ``tile.State``.
     """
 
-    def __init__(self, prediction: Ints, phase: Phase, before: Sequence[Phase], usage: Ints) -> None:
-        self.prediction = prediction
+    def __init__(
+        self, prediction: Ints, phase: Phase, before: Sequence[Phase], usage: Ints, activations: Bytes
+    ) -> None:
+        self.prediction, self.activations = prediction, activations
         self.mean, self.scale, self.shape = prediction
         self.phase, self.before, self.colour = phase, tuple(before), len(phase.errors)
         rows, columns = phase.size
@@ -173,9 +183,9 @@ class Passes:
         self.at(index, self.errors)[:] = errors.clip(-ERROR_MAX, ERROR_MAX)
         self.at(index, self.steps)[:] = steps
 
-    def inputs(self, index: int) -> tuple[Floats, Shorts]:
-        """What a refiner sees of the samples of a pass, integers, float32 [F, N]; and errors that a tile can weigh,
-        int16 [G, N]."""
+    def inputs(self, index: int) -> tuple[Shorts, Bytes, Shorts]:
+        """What a refiner sees of the samples of a pass, int16 [F, N], and the activations there, uint8 [N, W]; and
+        errors that a tile can weigh, int16 [G, N]."""
         mean, scale, shape = (self.of(index, plane).copy() for plane in (self.mean, self.scale, self.shape))
         around = [self.at(index, self.errors, *place).copy() for place in NEIGHBOURS[index]]
         parts, own = list(around), list[Shorts]()
@@ -199,7 +209,9 @@ class Passes:
         parts += [2 * scale - 32, 16 * shape - 16]
         levels = mean // FRACTIONS
         parts += [more[levels] for more in self.usage] + [4 * (mean - levels * FRACTIONS) - 16]
-        return flat(stacked(parts, np.float32, mean)), flat(stacked(own, np.int16, mean))
+        (top, left), (rows, columns) = PASSES[index], mean.shape
+        activations = self.activations[top::2, left::2].reshape(rows * columns, self.activations.shape[2])
+        return flat(stacked(parts, np.int16, mean)), activations, flat(stacked(own, np.int16, mean))
 
     def moved(self, index: int, outputs: Ints | None, some: slice = EVERYTHING) -> tuple[Ints, Ints, Ints]:
         """Mean, scale index and shape of the samples of a pass, or of some, by a refiner's outputs for them."""

@@ -181,7 +181,7 @@ def missing(passes: Passes, index: int) -> Values:
 
 def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -> Codec[Values]:
     """Samples [N] of a pass. Before them the tile says what to do, and the weights of ``WEIGHED``."""
-    seen, around = passes.inputs(index)
+    seen, activations, around = passes.inputs(index)
     mode_codec = table_codec(MODE_TABLES, np.zeros(1, np.int32))
     weight_codec = table_codec(WEIGHT_TABLES, np.zeros(len(around), np.int32))
 
@@ -209,7 +209,7 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
         return steps
 
     def push(stack: AnsStack, values: Values) -> None:
-        some, outputs = looked_at(values, TO_REFINE), refiner.outputs(seen)
+        some, outputs = looked_at(values, TO_REFINE), refiner.outputs(seen, activations)
         few, fewer, beside = values[some], outputs[:, some], around[:, some]
         ways = [passes.moved(index, None, some), passes.moved(index, fewer, some)]
         weights = fitted(ways[REFINED], few, beside)
@@ -227,7 +227,7 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
     def pop(stack: AnsStack) -> Values:
         mode, outputs = mode_codec.pop(stack)[0], None
         if mode != PLAIN:
-            outputs = refiner.outputs(seen)
+            outputs = refiner.outputs(seen, activations)
             if mode == WEIGHED:
                 outputs = weighed(outputs, weight_codec.pop(stack), around)
         return under(passes.moved(index, outputs)).pop(stack)

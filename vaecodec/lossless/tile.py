@@ -62,6 +62,9 @@ class Colours(Protocol):
 class State(Colours, Protocol):
     """The phases D, B and C of a level."""
 
+    def activations(self) -> Bytes:
+        """uint8 [h, w, width]: those that the phase is predicted from, in their unit, at most 255."""
+
     def features(self) -> Any:
         """What the next finer level takes, [F, 2 h, 2 w]."""
 
@@ -384,7 +387,7 @@ class Network:
     def _colours(
         self,
         name: str,
-        state: Colours,
+        state: Any,
         outside: Bytes,
         size: tuple[int, int],
         phase: refine.Phase | None = None,
@@ -403,7 +406,8 @@ class Network:
                 values = yield f"{name} {COLOURS[c]}", PixelCodec(self.weights, prediction).codec()
                 inside[:] = values.reshape(inside.shape).clip(0, 255)
             else:
-                passes = refine.Passes(prediction, phase, before, refine.usage_of(outside[c]))
+                usage, activations = refine.usage_of(outside[c]), state.activations()[:rows, :columns]
+                passes = refine.Passes(prediction, phase, before, usage, activations)
                 yield from passes_parts(self.weights, f"{name} {COLOURS[c]}", int(name[2:]), passes, inside)
             state.see(x[c])
         return x

@@ -33,17 +33,19 @@ from ..together import Gathering
 from ..weights import Stored, tables_of
 from .heads import Head, Start
 from .layers import (
+    BYTE_UNIT,
     CHANNEL_ORDER,
     LATENT_FRACTIONS,
     LATENT_UNIT,
     MEAN_UNIT,
     PHASES,
+    UNIT,
     Config,
     normalised,
     on_grids,
 )
 from .model import Above, Level, LosslessModel
-from .refine import Layers, layers_of
+from .refine import STATE_MAX, Layers, layers_of
 from .stripes import in_stripes
 from .tile import Bytes, Values
 
@@ -227,6 +229,11 @@ class LevelState:
             start = Start(*self._asked(partial(self.level.prepare, self.phase), head.reach, *self.known))
             self.colours = Colours(self.weights, self.order, head, self.h, start)
 
+    def activations(self) -> Any:
+        unit = BYTE_UNIT if self.weights.config.in_bytes else UNIT
+        h = (self.h[0] / unit).clamp(max=STATE_MAX).to(torch.uint8).permute(1, 2, 0)
+        return h if self.weights.codes else self.weights.get(h)
+
     def predict(self) -> Values:
         return self.colours.predict()
 
@@ -272,5 +279,5 @@ def assembled(stored: Stored) -> LosslessWeights:
     model.vae.top_mean.copy_(decoder["top_mean"] * (LATENT_UNIT / LATENT_FRACTIONS))
     model.vae.top_index.copy_(decoder["top_index"])
     pixels, prior, posterior = (tables_of(name, stored.part("decoder")) for name in ("pixels", "prior", "posterior"))
-    refiners = layers_of(stored.part("decoder"), model.config.refined)
+    refiners = layers_of(stored.part("decoder"), model.config)
     return LosslessWeights(model, pixels, prior, posterior, refiners, stored.identity)

@@ -1,13 +1,14 @@
 """Refiners for lossless weights: `python -m vaecodec.training.refiners WEIGHTS DATA OUT`.
 
-They stand behind the networks and are fitted to what these predict, in a quarter of an hour on one core: each alone, by
-the bits of the density that the tables stand for. With a weights file as DATA, its refiners are taken as they are.
+They stand behind the networks and are fitted to what these predict, in an hour on one core: each alone, by the bits of
+the density that the tables stand for. With a weights file as DATA, its refiners are taken as they are.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +24,25 @@ from .. import weights
 from ..lossless import refine
 from ..lossless.engine import LosslessNetworks
 from ..lossless.layers import pixel_bits, scale_of
-from ..lossless.numbers import CHANNEL_ORDER, FRACTIONS, PHASES, SCALES, SHAPES
+from ..lossless.numbers import CHANNEL_ORDER, FRACTIONS, PHASES, SCALES, SHAPES, Config
 from ..lossless.samples import PixelCodec
 from ..weights import digest_of
 from .crops import load_images, wear
 
 LEVELS = 2
-WIDTHS = {"B": (48, 16), "C": (48, 16), "D": (128, 48)}
-"""Hidden widths in the later passes of a phase, by level."""
-NARROW = 16
-"""In first passes."""
-STEPS, BATCH, RATE = 1500, 4096, 1e-2
+NARROW, WIDE = (32, 16), (64, 32)
+"""Hidden widths; the later passes of phase D, of which most can be learned, have wide layers."""
+STEPS, BATCH, RATE = 2500, 4096, 5e-3
 SAMPLES = 2048
-"""So many of a picture are kept for each refiner."""
+"""So many of a picture are kept for each refiner, of a part of SIDE rows and columns."""
+SIDE = 320
 IN, HIDDEN, WEIGHT, OUT = 16, 32, 512, 2**14
-"""How many integer steps make one: of inputs, hidden activations, weights and outputs."""
+"""How many integer steps make one: of what is seen, of activations, weights of what is on the grid of activations, and
+outputs."""
 
 Place = tuple[int, str, int, int]
-Seen = tuple[NDArray[np.int8], NDArray[np.int16]]
-"""Inputs [F, N]; mean, scale index, shape and value [4, N]."""
+Seen = tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.int16]]
+"""What is seen [N, F] and activations [N, W]; mean, scale index, shape and value [4, N]."""
 
 
 def curved(x: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
@@ -68,14 +69,16 @@ def seen(networks: LosslessNetworks, picture: NDArray[np.uint8]) -> Iterator[tup
                 x = a[c].copy()
                 x[:rows, :columns] = inside
                 if number <= LEVELS:
-                    passes = refine.Passes(prediction, phase, known, refine.usage_of(a[c]))
+                    activations = state.activations()[:rows, :columns]
+                    passes = refine.Passes(prediction, phase, known, refine.usage_of(a[c]), activations)
                     first = PixelCodec(networks, passes.of(0, prediction))
                     passes.move(first.moving(passes.of(0, inside).ravel().astype(np.int32)))
                     for index in range(len(refine.PASSES)):
                         samples = passes.of(index, inside)
                         parts = (*passes.moved(index, None), samples.ravel())
-                        inputs, _ = passes.inputs(index)
-                        yield (number, name, k, index), (inputs.astype(np.int8), np.stack(parts).astype(np.int16))
+                        inputs, states, _ = passes.inputs(index)
+                        samples_of = np.stack(parts).astype(np.int16)
+                        yield (number, name, k, index), (inputs.T.astype(np.int8), states, samples_of)
                         passes.see(index, samples)
                 state.see(x)
             known.append(phase)
@@ -83,12 +86,13 @@ def seen(networks: LosslessNetworks, picture: NDArray[np.uint8]) -> Iterator[tup
             features = state.features()[:, : fine.shape[1], : fine.shape[2]]
 
 
-def fitted(inputs: Tensor, samples: Tensor, width: int, steps: int) -> dict[str, NDArray[Any]]:
-    """The integers of one refiner, by inputs int8 [N, F] and samples int16 [4, N]."""
+def fitted(seen: Seen, widths: tuple[int, int], steps: int) -> dict[str, NDArray[Any]]:
+    """The integers of one refiner."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(inputs.shape[1], width), nn.Hardtanh(0, 8), nn.Linear(width, 3))
-    first, _, last = net
-    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    inputs, states, samples = (torch.from_numpy(part) for part in seen)
+    sizes = [inputs.shape[1] + states.shape[1], *widths, 3]
+    first, second, last = layers = [nn.Linear(*size) for size in pairwise(sizes)]
+    net = nn.Sequential(first, nn.Hardtanh(0, 8), second, nn.Hardtanh(0, 8), last)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     optimiser, scales = torch.optim.Adam(net.parameters(), RATE, betas=(0.9, 0.98)), scale_of(torch.arange(SCALES))
@@ -96,7 +100,7 @@ def fitted(inputs: Tensor, samples: Tensor, width: int, steps: int) -> dict[str,
         optimiser.param_groups[0]["lr"] = RATE * min(1, 1.3 * (1 - step / steps))
         some = torch.randint(0, len(inputs), (BATCH,))
         mean, scale, shape, x = samples[:, some].float()
-        by = net(inputs[some].float() / IN)
+        by = net(torch.cat([inputs[some].float() / IN, states[some].float() / HIDDEN], 1))
         residual = x - mean / FRACTIONS - by[:, 0] * scales[scale.long()]
         index = (scale + 4 * by[:, 1]).clamp(0, SCALES - 1)
         loss = pixel_bits(residual, index, (shape + by[:, 2]).clamp(0, SHAPES - 1)).mean()
@@ -104,14 +108,24 @@ def fitted(inputs: Tensor, samples: Tensor, width: int, steps: int) -> dict[str,
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         with torch.no_grad():
-            for layer in (first, last):
+            for layer in layers:
                 layer.weight.clamp_(-3.99, 3.99)
-    units = {"w_1": (first.weight, WEIGHT), "b_1": (first.bias[:, None], IN * WEIGHT)}
-    units |= {"w_2": (last.weight, WEIGHT), "b_2": (last.bias[:, None], HIDDEN * WEIGHT)}
-    kinds = {"w": np.int16, "b": np.int32}
-    return {
-        name: np.rint(x.detach().double().numpy() * unit).astype(kinds[name[0]]) for name, (x, unit) in units.items()
-    }
+    return rounded(layers, inputs.shape[1])
+
+
+def rounded(layers: Sequence[nn.Linear], inputs: int) -> dict[str, NDArray[Any]]:
+    """The integers of layers of which the first sees so many inputs, then activations. Their sums are in steps of
+    1 / (IN * WEIGHT) and, in the others, of 1 / (HIDDEN * WEIGHT)."""
+    tensors = {}
+    for number, layer in enumerate(layers, 1):
+        weight, bias = (x.detach().double() for x in (layer.weight, layer.bias[:, None]))
+        sums = WEIGHT * (IN if number == 1 else HIDDEN)
+        weight *= sums / HIDDEN
+        if number == 1:
+            weight[:, :inputs] *= HIDDEN / IN
+        tensors[f"w_{number}"] = np.rint(weight.numpy()).astype(np.int16)
+        tensors[f"b_{number}"] = np.rint(sums * bias.numpy()).astype(np.int32)
+    return tensors
 
 
 def altered(number: int, picture: Tensor) -> NDArray[np.uint8]:
@@ -122,10 +136,16 @@ def altered(number: int, picture: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(samples)
 
 
+def part_of(picture: Tensor, random: np.random.Generator) -> Tensor:
+    """At most SIDE rows and columns of a picture [3, H, W]."""
+    top, left = (int(random.integers(max(1, size - SIDE + 1))) for size in picture.shape[1:])
+    return picture[:, top : top + SIDE, left : left + SIDE]
+
+
 def some_of(part: Seen, random: np.random.Generator) -> Seen:
-    inputs, samples = part
-    kept = random.permutation(inputs.shape[1])[:SAMPLES]
-    return inputs[:, kept], samples[:, kept]
+    inputs, states, samples = part
+    kept = random.permutation(len(inputs))[:SAMPLES]
+    return inputs[kept], states[kept], samples[:, kept]
 
 
 def fit(networks: LosslessNetworks, pictures: Iterable[Tensor]) -> dict[str, NDArray[Any]]:
@@ -133,32 +153,31 @@ def fit(networks: LosslessNetworks, pictures: Iterable[Tensor]) -> dict[str, NDA
     found = dict[Place, list[Seen]]()
     for number, picture in enumerate(pictures):
         random = np.random.default_rng(number)
-        for place, part in seen(networks, altered(number, picture)):
+        for place, part in seen(networks, altered(number, part_of(picture, random))):
             found.setdefault(place, []).append(some_of(part, random))
     tensors: dict[str, NDArray[Any]] = {}
     for place, parts in found.items():
-        inputs = torch.from_numpy(np.ascontiguousarray(np.concatenate([part[0] for part in parts], 1).T))
-        samples = torch.from_numpy(np.concatenate([part[1] for part in parts], 1))
-        for name, array in fitted(inputs, samples, *size_of(place)).items():
+        inputs, states, samples = zip(*parts, strict=True)
+        whole = np.concatenate(inputs), np.concatenate(states), np.concatenate(samples, 1)
+        for name, array in fitted(whole, *size_of(place)).items():
             tensors[f"{refine.name_of(*place)}.{name}"] = array
     return tensors
 
 
-def size_of(place: Place) -> tuple[int, int]:
-    """Hidden width and steps of training."""
+def size_of(place: Place) -> tuple[tuple[int, int], int]:
+    """Hidden widths and steps of training."""
     number, phase, _, index = place
-    if index == 0:
-        return NARROW, STEPS
-    return WIDTHS[phase][number - 1], STEPS * (2 if number == 1 and phase == "D" else 1)
+    return WIDE if phase == "D" and index else NARROW, STEPS * (2 if number == 1 else 1)
 
 
 def attach(path: Path, tensors: dict[str, NDArray[Any]], out: Path) -> None:
     """Write a weights file with these refiners, and a new identity. Raises ValueError for those that do not fit."""
-    refine.layers_of(tensors, LEVELS)
     stored = weights.read(path)
     with safe_open(path, "np") as file:
         metadata = file.metadata()
-    metadata["config"] = json.dumps({**json.loads(metadata["config"]), "refined": LEVELS})
+    config = {**json.loads(metadata["config"]), "refined": LEVELS}
+    refine.layers_of(tensors, Config(**config))
+    metadata["config"] = json.dumps(config)
     arrays = {name: array for name, array in stored.tensors.items() if not name.startswith("decoder.refine.")}
     arrays |= {f"decoder.{name}": array for name, array in tensors.items()}
     decoder = {name.removeprefix("decoder."): array for name, array in arrays.items() if name.startswith("decoder.")}

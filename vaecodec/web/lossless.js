@@ -168,6 +168,7 @@ class Phase {
     this.walk = walk;
     this.graph = graph;
     this.state = state;
+    this.width = width;
     this.centre = centre;
     this.span = span;
     this.known = known;
@@ -212,9 +213,18 @@ class Phase {
    *  @param {number} h @param {number} w */
   pop(k, mean, scale, shape, h, w) {
     const { walk, passes } = this;
-    if (passes) return passes.pop(walk, this.graph.slice(-1), k, { mean, scale, shape, h, w });
+    if (passes) {
+      const activations = (/** @type {number} */ n) => this.activations(Math.floor(n / w), n % w);
+      return passes.pop(walk, this.graph.slice(-1), k, { mean, scale, shape, h, w }, activations);
+    }
     const moved = popMoved(walk, scale);
     return popUnder(walk, mean, scale.map((i) => moved[i]), shape);
+  }
+
+  /** What the phase is predicted from, at most 255. @param {number} row @param {number} column */
+  activations(row, column) {
+    const at = ((row + 1) * this.w + column) * this.state.w;
+    return this.state.data.subarray(at, at + this.width).map((x) => Math.min(x, 255));
   }
 
   /** @param {number} k @param {number} top @param {number} rows @param {number} index

@@ -75,8 +75,8 @@ export class Passes {
   }
 
   /** The samples of a phase and colour. @param {Walk} walk @param {string} letter @param {number} colour
-   *  @param {Given} given */
-  pop(walk, letter, colour, { mean, scale, shape, h, w }) {
+   *  @param {Given} given @param {(n: number) => ArrayLike<number> & Iterable<number>} activations of the n-th sample */
+  pop(walk, letter, colour, { mean, scale, shape, h, w }, activations) {
     const errors = new Int16Array((this.a.h + 2) * this.wide);
     this.errors.set(letter + colour, errors);
     /** Samples, or their means, in eighths. */
@@ -95,10 +95,11 @@ export class Passes {
         const count = neighbours.length / 4 + colour + BESIDE[letter].length;
         const stated = mode === 2 ? walk.coder.values(WEIGHTS, new Uint8Array(count)) : null;
         const name = `decoder.refine.${this.level}.${letter}.${colour}.${pass}`;
-        const layers = ["w_1", "b_1", "w_2", "b_2"].map((part) => walk.weights.tensor(`${name}.${part}`));
+        const layers = [1, 2, 3].map((layer) => ["w", "b"].map((part) => walk.weights.tensor(`${name}.${part}_${layer}`)));
         places.forEach((n, at) => {
           const place = { n, row: Math.floor(n / w) + 1, column: (n % w) + 1, mean: m[at], scale: i[at], shape: k[at] };
           const { inputs, weighed } = this.around(letter, colour, neighbours, place, steps, often);
+          inputs.push(...activations(n));
           const o = outputs(layers, inputs);
           if (stated) o[0] += 32 * weighed.reduce((sum, f, j) => sum + f * stated[j], 0);
           m[at] = clamp(m[at] + ((clamp((o[0] + 32) >> 6, -1024, 1024) * UNITS[i[at]] + 2048) >> 12), 0, 2040);
@@ -168,13 +169,15 @@ export class Passes {
   }
 }
 
-/** Of a network of one hidden layer. @param {import("./types").Numbers[]} layers @param {number[]} inputs */
-function outputs([w1, b1, w2, b2], inputs) {
-  const hidden = new Int32Array(b1.length);
-  for (let j = 0, at = 0; j < hidden.length; j++) {
-    let sum = b1[j];
-    for (let i = 0; i < inputs.length; i++) sum += w1[at++] * inputs[i];
-    hidden[j] = clamp(sum >> 8, 0, 255);
-  }
-  return [0, 1, 2].map((part) => hidden.reduce((sum, h, j) => sum + h * w2[part * hidden.length + j], b2[part]));
+/** Of a network of two hidden layers. @param {import("./types").Numbers[][]} layers @param {number[]} inputs */
+function outputs([first, second, last], inputs) {
+  const hidden = sumsOf(first, inputs).map((sum) => clamp(sum >> 8, 0, 255));
+  return sumsOf(last, sumsOf(second, hidden).map((sum) => clamp(sum >> 9, 0, 255)));
+}
+
+/** @param {import("./types").Numbers[]} layer @param {ArrayLike<number>} inputs */
+function sumsOf([weights, biases], inputs) {
+  const sums = Int32Array.from(biases);
+  for (let j = 0, at = 0; j < sums.length; j++) for (let i = 0; i < inputs.length; i++) sums[j] += weights[at++] * inputs[i];
+  return sums;
 }
