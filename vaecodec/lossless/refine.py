@@ -192,9 +192,9 @@ class Passes:
         parts += [more[levels] for more in self.usage] + [4 * (mean - levels * FRACTIONS) - 16]
         return flat(stacked(parts, np.float32, mean)), flat(stacked(own, np.int16, mean))
 
-    def moved(self, index: int, outputs: Ints | None) -> tuple[Ints, Ints, Ints]:
-        """Mean, scale index and shape of the samples of a pass, by a refiner's outputs."""
-        mean, scale, shape = (self.of(index, plane).ravel() for plane in (self.mean, self.scale, self.shape))
+    def moved(self, index: int, outputs: Ints | None, some: slice = slice(None)) -> tuple[Ints, Ints, Ints]:
+        """Mean, scale index and shape of some samples of a pass, by a refiner's outputs for them."""
+        mean, scale, shape = (self.of(index, plane).ravel()[some] for plane in (self.mean, self.scale, self.shape))
         if outputs is not None:
             by = (outputs[0] + 32 >> 6).clip(-MEAN_MAX, MEAN_MAX)
             mean = (mean + (by * constant(UNITS, scale)[scale] + 2048 >> 12)).clip(0, 255 * FRACTIONS)

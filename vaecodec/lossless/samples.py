@@ -62,13 +62,14 @@ def looked_at(values: Values) -> slice:
     return slice(None, None, len(values) // LOOKED_AT | 1)
 
 
-def bits_of(tables: Tables, ids: Any, values: Any) -> Any:
-    """See ``Tables.bits``, wherever ids and values are."""
-    if on_host(ids):
-        return tables.bits(ids, values)
+def bits_of(tables: Tables, ids: list[Any], values: list[Any]) -> list[Any]:
+    """See ``Tables.bits``, for several ids and values [N]: on a device all at once, on the host each while it is in the
+    caches."""
+    if on_host(values[0]):
+        return list(map(tables.bits, ids, values))
     from ..device_coder import bits
 
-    return bits(tables, ids, values)
+    return list(bits(tables, *(stacked(parts, np.int32, values[0]) for parts in (ids, values))))
 
 
 class PixelCodec:
@@ -106,12 +107,12 @@ class PixelCodec:
 
     def _best(self, values: Values) -> Values:
         some = looked_at(values)
-        scales, costs = self.scales[some], []
+        scales = self.scales[some]
         ids, floors = entries(self.steps[some], 0 * scales, self.shapes[some])
         groups, residuals = scales * self.groups // SCALES, values[some] - floors
-        for offset in OFFSETS.tolist():
-            moved = (scales + offset).clip(0, SCALES - 1) * (SHAPES * FRACTIONS)
-            costs.append(counted(groups, self.groups, bits_of(self.tables, moved + ids, residuals)))
+        moved = [(scales + offset).clip(0, SCALES - 1) * (SHAPES * FRACTIONS) + ids for offset in OFFSETS.tolist()]
+        bits = bits_of(self.tables, moved, [residuals] * len(moved))
+        costs = [counted(groups, self.groups, each) for each in bits]
         prices = OFFSET_TABLES.bits(np.zeros(len(OFFSETS), int), OFFSETS)
         whole = some.step * get(stacked(costs, np.float64, costs[0]))[:, self.often] + prices[:, None]
         offsets: Values = OFFSETS[np.argmin(whole, 0)]
@@ -191,23 +192,23 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
     def under(prediction: Prediction) -> Codec[Values]:
         return table_codec(tables, *entries(*prediction))
 
-    def weighed(outputs: Values, weights: Values) -> Values:
+    def weighed(outputs: Values, weights: Values, around: Values) -> Values:
         outputs = outputs + 0
         outputs[0] += cast(product(put(weights, around), around), np.int32) << 5
         return outputs
 
-    def bits(prediction: Prediction, values: Values) -> NDArray[np.float64]:
-        some = looked_at(values)
-        ids, floors = entries(*(part[some] for part in prediction))
-        sums: NDArray[np.float64] = some.step * bits_of(tables, ids, values[some] - floors).sum(0, keepdims=True)
-        return sums
+    def bits(ways: list[Prediction], values: Values) -> NDArray[np.float64]:
+        """What values cost under each of some predictions."""
+        ids, floors = zip(*(entries(*way) for way in ways), strict=True)
+        sums = [each.sum(0, keepdims=True) for each in bits_of(tables, list(ids), [values - each for each in floors])]
+        costs: NDArray[np.float64] = get(stacked(sums, np.float64, sums[0]))[:, 0]
+        return costs
 
-    def fitted(prediction: Prediction, values: Values) -> Values:
+    def fitted(prediction: Prediction, values: Values, around: Values) -> Values:
         """Weights by least squares of the errors that are left."""
-        some = looked_at(values)
-        means, scales, _ = (part[some] for part in prediction)
-        errors = (FRACTIONS * values[some] - means) * constant(INVERSES, scales)[scales] >> 10
-        inputs = cast(around[:, some], np.float64)
+        means, scales, _ = prediction
+        errors = (FRACTIONS * values - means) * constant(INVERSES, scales)[scales] >> 10
+        inputs = cast(around, np.float64)
         both = stacked([*inputs, errors.clip(-ERROR_MAX, ERROR_MAX)], np.float64, errors)
         sums = get(inputs @ both.T)  # of integers, so that they are exact
         weights = np.linalg.solve(sums[:, :-1] + np.eye(len(sums)), sums[:, -1])
@@ -215,15 +216,16 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
         return steps
 
     def push(stack: AnsStack, values: Values) -> None:
-        outputs = refiner.outputs(seen)
-        ways = [passes.moved(index, None), passes.moved(index, outputs)]
-        weights = fitted(ways[REFINED], values)
-        ways.append(passes.moved(index, weighed(outputs, weights)))
-        sums = [bits(way, values) for way in ways]
-        costs = get(stacked(sums, np.float64, sums[0]))[:, 0]
+        outputs, some = refiner.outputs(seen), looked_at(values)
+        ways = [passes.moved(index, None, some), passes.moved(index, outputs[:, some], some)]
+        weights = fitted(ways[REFINED], values[some], around[:, some])
+        ways.append(passes.moved(index, weighed(outputs[:, some], weights, around[:, some]), some))
+        costs = some.step * bits(ways, values[some])
         costs[WEIGHED] += WEIGHT_TABLES.bits(np.zeros(len(weights), int), weights).sum()
         mode = int(np.argmin(costs))
-        under(ways[mode]).push(stack, values)
+        if mode == WEIGHED:
+            outputs = weighed(outputs, weights, around)
+        under(passes.moved(index, None if mode == PLAIN else outputs)).push(stack, values)
         if mode == WEIGHED:
             weight_codec.push(stack, weights)
         mode_codec.push(stack, np.array([mode]))
@@ -233,7 +235,7 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
         if mode != PLAIN:
             outputs = refiner.outputs(seen)
             if mode == WEIGHED:
-                outputs = weighed(outputs, weight_codec.pop(stack))
+                outputs = weighed(outputs, weight_codec.pop(stack), around)
         return under(passes.moved(index, outputs)).pop(stack)
 
     return Codec(push, pop)
