@@ -17,7 +17,7 @@ from bitstream import AnsStack, Codec, Tables, table_codec
 
 from ..arrays import cast, constant, counted, get, on_host, product, put, stacked
 from .numbers import FRACTIONS, SCALES, SHAPES
-from .refine import ERROR_MAX, INVERSES, PASSES, Layers, Passes, name_of
+from .refine import ERROR_MAX, INVERSES, PASSES, Layers, Passes, Shorts, name_of
 
 if TYPE_CHECKING:
     from .tile import Networks
@@ -192,7 +192,7 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
     def under(prediction: Prediction) -> Codec[Values]:
         return table_codec(tables, *entries(*prediction))
 
-    def weighed(outputs: Values, weights: Values, around: Values) -> Values:
+    def weighed(outputs: Values, weights: Values, around: Shorts) -> Values:
         outputs = outputs + 0
         outputs[0] += cast(product(put(weights, around), around), np.int32) << 5
         return outputs
@@ -204,7 +204,7 @@ def refined_codec(tables: Tables, passes: Passes, index: int, refiner: Layers) -
         costs: NDArray[np.float64] = get(stacked(sums, np.float64, sums[0]))[:, 0]
         return costs
 
-    def fitted(prediction: Prediction, values: Values, around: Values) -> Values:
+    def fitted(prediction: Prediction, values: Values, around: Shorts) -> Values:
         """Weights by least squares of the errors that are left."""
         means, scales, _ = prediction
         errors = (FRACTIONS * values - means) * constant(INVERSES, scales)[scales] >> 10
