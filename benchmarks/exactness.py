@@ -25,8 +25,8 @@ from .device_speed import coding
 QUALITIES = (0, 25, 50, 75, 90, 100)
 LOSSLESS_SIDE = 400
 """Pixels of the part that is coded without loss, at most: those networks take ten times as long."""
-SMALL = (11, 7)
-"""Pixels of the part that is all Triton's interpreter codes."""
+SMALL = (7, 5)
+"""Pixels of the part that is all that Triton's interpreter codes, in a minute."""
 
 
 @dataclass
