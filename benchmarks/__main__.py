@@ -150,7 +150,7 @@ def effort_command(data: Path, out: Path, efforts: str, count: int) -> None:
 @main.command("exactness")
 @data_option
 def exactness_command(data: Path) -> None:
-    """Compare what engines make of files of both kinds, with one thread and two, whole and of regions."""
+    """Compare what engines, with one thread and two, and coders make of files of both kinds, whole and of regions."""
     exactness.run(find_pictures(data))
 
 

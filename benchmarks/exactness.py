@@ -1,7 +1,14 @@
-"""Do all engines decode every file to the same samples? And by how much do the bytes of their lossy files differ?"""
+"""Do all engines and coders decode every file to the same samples? And by how much do the bytes of the engines' lossy
+files differ?"""
 
+import contextlib
+import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import click
 import numpy as np
@@ -10,60 +17,110 @@ from PIL import Image
 from tqdm import tqdm
 
 from vaecodec import Codec
+from vaecodec.engines import installed
+from vaecodec.lossless.tile import TileCoder
+
+from .device_speed import coding
 
 QUALITIES = (0, 25, 50, 75, 90, 100)
 LOSSLESS_SIDE = 400
 """Pixels of the part that is coded without loss, at most: those networks take ten times as long."""
+SMALL = (7, 5)
+"""Pixels of the part that is all that Triton's interpreter codes, in a minute."""
 
 
-def decoders() -> dict[str, Codec]:
-    """Every engine with one thread and with two."""
-    codecs = dict[str, Codec]()
+@dataclass
+class Way:
+    """A codec and the coder that it uses. small: only for small parts."""
+
+    codec: Codec
+    coder: str = "constriction"
+    small: bool = False
+
+    @contextlib.contextmanager
+    def coding(self) -> Iterator[Codec]:
+        with mock.patch.dict(os.environ, {} if self.coder == "triton" else {"VAECODEC_CODER": self.coder}):
+            yield self.codec
+
+
+def ways() -> dict[str, Way]:
+    """Every engine with one thread and with two, and every coder."""
+    found = dict[str, Way]()
+    coders = ("constriction", "numpy") if installed("constriction") else ("numpy",)
     for engine in ("onnx", "torch"):
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            codec = codecs[f"{engine}, threads {threads}"] = Codec("cpu", engine=engine)
-            assert codec.lossy and codec.lossless  # loaded now, for so many threads
-    return codecs
+            found[f"{engine}, threads {threads}"] = way = Way(Codec("cpu", engine=engine), coders[0])
+            assert way.codec.lossy and way.codec.lossless  # loaded now, for so many threads
+    if coders[0] != "numpy":
+        found["onnx, numpy coder"] = Way(found["onnx, threads 1"].codec, "numpy")
+    if torch.cuda.is_available():
+        found["torch, CUDA"] = Way(Codec("cuda", engine="torch"), "triton")
+    elif installed("triton"):
+        os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are made
+        found["torch, Triton's interpreter"] = Way(coding(Codec("cpu", engine="torch")), "triton", small=True)
+    return found
 
 
-def files_of(picture: Image.Image, number: int, encoders: list[Codec]) -> Iterator[tuple[str, list[bytes]]]:
-    """By what they are: files of every encoder. Sizes are made odd, qualities take turns."""
+def parts_of(picture: Image.Image, number: int) -> Iterator[tuple[str, Image.Image, dict[str, Any]]]:
+    """By what they are: pictures, and how to code them. Sizes are made odd, qualities take turns."""
     odd = picture.crop((0, 0, picture.width - number % 3, picture.height - number % 2))
     quality = QUALITIES[number % len(QUALITIES)]
-    yield f"lossy, quality {quality}", [codec.compress(odd, quality) for codec in encoders]
     part = odd.crop((0, 0, min(odd.width, LOSSLESS_SIDE - number), min(odd.height, LOSSLESS_SIDE + 1 - number)))
-    yield "lossless", [codec.compress(part, lossless=True) for codec in encoders]
+    small = odd.crop((0, 0, *SMALL))
+    yield f"lossy, quality {quality}", odd, {"quality": quality}
+    yield "lossless", part, {"lossless": True}
+    yield f"small, quality {quality}", small, {"quality": quality}
+    yield "small, lossless", small, {"lossless": True}
+
+
+def compress(way: Way, picture: Image.Image, **options: Any) -> bytes:
+    """A file; without loss by the networks, even if another way should be shorter."""
+    push = mock.patch.object(TileCoder, "push", lambda coder, samples: coder._push_network(coder.weights, samples))
+    with way.coding() as codec, push:
+        return codec.compress(picture, **options)
 
 
 def run(pictures: list[Path]) -> None:
     """Print a table, and raise ClickException if any samples differ."""
-    codecs = decoders()
-    first, *others = codecs.values()
-    encoders = [codecs[name] for name in codecs if name.endswith("threads 1")]
-    wrong, sizes = list[str](), list[float]()
-    count = 0
+    all_ways = ways()
+    wrong, sizes, count, differing = list[str](), list[float](), Counter[str](), Counter[str]()
     for number, path in enumerate(tqdm(pictures)):
         picture = Image.open(path).convert("RGB")
-        for what, files in files_of(picture, number, encoders):
-            sizes += [100 * (len(files[1]) / len(files[0]) - 1)] if "lossy" in what else []
-            if what == "lossless" and files[0] != files[1]:
-                wrong.append(f"{path.name}, {what}: other bytes")
-            for data in sorted(set(files)):
-                samples = first.decode_array(data)
+        for what, part, options in parts_of(picture, number):
+            used = {name: way for name, way in all_ways.items() if not way.small or what.startswith("small")}
+            files = {
+                name: compress(way, part, **options) for name, way in used.items() if not name.endswith("threads 2")
+            }
+            onnx, torch_s = files["onnx, threads 1"], files["torch, threads 1"]
+            if what.startswith("lossy"):
+                sizes.append(100 * (len(torch_s) / len(onnx) - 1))
+            for name, data in files.items():
+                # CUDA's analysis may differ in its last bits from a CPU's.
+                expected = onnx if "onnx" in name or "lossless" in what else torch_s
+                if data != expected and not ("CUDA" in name and "lossless" not in what):
+                    wrong.append(f"{path.name}, {what}: other bytes by {name}")
+            for data in sorted(set(files.values())):
+                with all_ways["onnx, threads 1"].coding() as codec:
+                    samples = codec.decode_array(data)
                 height, width = samples.shape[:2]
-                x, y = width // 3, height // 5
-                region = (x, y, width // 2, height // 3)
-                for name, codec in zip(list(codecs)[1:], others, strict=True):
-                    count += 2
-                    part = codec.decode_array(data, region=region)
-                    same = np.array_equal(samples[y : y + region[3], x : x + region[2]], part)
-                    if not same or not np.array_equal(samples, codec.decode_array(data)):
+                x, y, columns, rows = region = (width // 3, height // 5, width // 2, height // 3)
+                for name, way in used.items():
+                    with way.coding() as codec:
+                        pixels, inside = codec.decode_array(data), codec.decode_array(data, region=region)
+                    count[name] += 2
+                    if not np.array_equal(samples, pixels) or not np.array_equal(
+                        samples[y : y + rows, x : x + columns], inside
+                    ):
+                        differing[name] += 1
                         wrong.append(f"{path.name}, {what}: {name}")
-    print(f"{len(pictures)} pictures, decoded by {'; '.join(codecs)}:")
-    for engine, codec in zip(("onnx", "torch"), encoders, strict=True):
-        print(f"{engine}: {codec.arithmetic(data)} in the last file")
-    print(f"{count} decodes, whole and of regions, {len(wrong)} with other samples")
+    print(f"{len(pictures)} pictures, whole and regions of them, and small parts of {SMALL[0]} x {SMALL[1]} pixels:")
+    print("| decoded by | decodes | with other samples |\n|---|--:|--:|")
+    for name, decodes in count.items():
+        print(f"| {name} | {decodes} | {differing[name]} |")
+    for engine in ("onnx", "torch"):
+        print(f"{engine}: {all_ways[f'{engine}, threads 1'].codec.arithmetic(data)} in the last file")
+    print(f"{count.total()} decodes, whole and of regions, {differing.total()} with other samples")
     changed = [size for size in sizes if size]
     print(
         f"lossy files by torch against those by ONNX Runtime: {len(changed)} of {len(sizes)} of another size, "

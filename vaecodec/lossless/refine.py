@@ -50,7 +50,6 @@ UNITS = np.array([round(128 * s) for s in _scales], np.int32)
 INVERSES = np.array([round(2048 / s) for s in _scales], np.int32)
 
 
-EVERYTHING = slice(None)
 STEPS = np.repeat(np.array([1, 2, 4], np.int32), [16, 8, 16])
 """By scale index: of a mean, in eighths. Passes are short and their tables many, and where scales are large fractions
 need not be as fine."""
@@ -213,7 +212,7 @@ class Passes:
         activations = self.activations[top::2, left::2].reshape(rows * columns, self.activations.shape[2])
         return flat(stacked(parts, np.int16, mean)), activations, flat(stacked(own, np.int16, mean))
 
-    def moved(self, index: int, outputs: Ints | None, some: slice = EVERYTHING) -> tuple[Ints, Ints, Ints]:
+    def moved(self, index: int, outputs: Ints | None, some: slice = slice(None)) -> tuple[Ints, Ints, Ints]:
         """Mean, scale index and shape of the samples of a pass, or of some, by a refiner's outputs for them."""
         mean, scale, shape = (self.of(index, plane).ravel()[some] for plane in (self.mean, self.scale, self.shape))
         if outputs is not None:
