@@ -120,6 +120,14 @@ class Tables:
         costs: NDArray[np.uint16] = np.rint(256 * self.bits(ids, np.tile(values, len(self.sizes)))).astype(np.uint16)
         return costs
 
+    @cached_property
+    def savings(self) -> NDArray[np.float64]:
+        """float64 [T * 2 NEAR]: in the same order, how many bits each value costs more than the one beside it that is
+        nearer to 0."""
+        values = np.tile(np.arange(-NEAR, NEAR), len(self.sizes))
+        ids = np.arange(len(self.sizes)).repeat(2 * NEAR)
+        return self.bits(ids, values) - self.bits(ids, values - np.sign(values))
+
     def bits(self, ids: Ints, values: Ints) -> NDArray[np.float64]:
         """What coding each value under its table costs, in bits [N].
 

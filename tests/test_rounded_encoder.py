@@ -1,4 +1,4 @@
-"""Blocks of g_a in 8 bits: near the blocks that they come from, in files, and back to what training goes on from."""
+"""Layers of the encoder in 8 bits: near those that they come from, in files, and back to what training goes on from."""
 
 import copy
 from pathlib import Path
@@ -11,6 +11,7 @@ from PIL import Image
 
 from bitstream import gaussian_tables
 from vaecodec import kinds
+from vaecodec.exact import ExactConv
 from vaecodec.lossy.engine import KERNELS, LossyNetworks
 from vaecodec.lossy.layers import SCALES, Block, CentredBlock, Config, ExactBlock, scale_of
 from vaecodec.lossy.model import LossyModel
@@ -47,22 +48,31 @@ def path(models: tuple[LossyModel, LossyModel, torch.Tensor], tmp_path_factory: 
 def test_near_to_what_they_come_from(models: tuple[LossyModel, LossyModel, torch.Tensor], path: Path) -> None:
     model, rounded, x = models
     kinds_of = [type(block) for block in (*rounded.g_a.fine, *rounded.g_a.coarse)]
-    assert kinds_of == [CentredBlock, CentredBlock, ExactBlock] and rounded.encoder_convs()
+    assert kinds_of == [CentredBlock, CentredBlock, ExactBlock]
+    assert {"h_a.conv_a", "h_a.conv_c"} < rounded.encoder_convs().keys()
     loaded = kinds.load(path, torch.device("cpu"))
     assert isinstance(loaded, LossyWeights)
     y = model.g_a(x, QUALITY)
     error = loaded.model.g_a(x, QUALITY) - y
     assert 0 < error.square().mean() < 1e-3 * y.square().mean()
+    z = model.h_a(y, QUALITY)
+    error = loaded.model.h_a(y, QUALITY) - z
+    assert 0 < error.square().mean() < 1e-3 * z.square().mean()
 
 
 def test_engines_agree(models: tuple[LossyModel, LossyModel, torch.Tensor], path: Path) -> None:
     x, loaded, networks = models[2][0].numpy(), kinds.load(path, torch.device("cpu")), LossyNetworks(path)
+    exact = networks.kernel
     for quality in (0, 3333, 10000):
         reference = loaded.analyse(x, quality)
+        z = loaded.hyper_analyse(reference, quality)
         for networks.kernel in reversed(KERNELS):
             for seen in (None, np.ones((4, 4), np.float32)):
                 difference = networks.analyse(x, quality, seen) - reference
                 assert np.square(difference).mean() < 1e-3 * np.square(reference).mean()
+        for networks.kernel in (exact, "float32"):
+            difference = networks.hyper_analyse(reference, quality) - z
+            assert np.square(difference).mean() < 1e-3 * np.square(z).mean()
 
 
 def test_training_goes_on_in_floating_point(models: tuple[LossyModel, LossyModel, torch.Tensor], path: Path) -> None:
@@ -72,6 +82,9 @@ def test_training_goes_on_in_floating_point(models: tuple[LossyModel, LossyModel
     x, model = models[2], models[0]
     y = model.g_a(x, QUALITY)
     assert (thawed.g_a(x, QUALITY) - y).square().mean() < 1e-3 * y.square().mean()
+    assert not any(isinstance(layer, ExactConv) for layer in thawed.h_a.modules())
+    z = model.h_a(y, QUALITY)
+    assert (thawed.h_a(y, QUALITY) - z).square().mean() < 1e-3 * z.square().mean()
 
 
 def test_the_identity_is_the_decoders(models: tuple[LossyModel, LossyModel, torch.Tensor], path: Path) -> None:

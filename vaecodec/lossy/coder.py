@@ -203,11 +203,11 @@ class Encoder:
         whole = box_of(None, self.pixels.width, self.pixels.height)
         part = self.pixels[(outer.times(PATCH) & whole).within(whole)]
         colours = part[..., :3] if part.shape[2] > 2 else part[..., :1].repeat(3, 2)
-        x = colours.transpose(2, 0, 1).astype(np.float32)
+        x = np.ascontiguousarray(colours.transpose(2, 0, 1), np.float32)
         if self.header.depth > 8:
             x *= np.float32(255 / (2**self.header.depth - 1))
         missing = (outer.rows * PATCH - x.shape[1], outer.columns * PATCH - x.shape[2])
-        return np.ascontiguousarray(np.pad(x, ((0, 0), (0, missing[0]), (0, missing[1])), "edge"))
+        return np.pad(x, ((0, 0), (0, missing[0]), (0, missing[1])), "edge") if any(missing) else x
 
 
 def refining(weights: Networks) -> Any:

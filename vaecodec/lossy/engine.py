@@ -56,7 +56,7 @@ class LossyNetworks(Sessions):
 
     def hyper_analyse(self, y: Floats, quality: int) -> Floats:
         """h_a: y [M, h, w] in steps of the quantiser, h and w multiples of 4, to z [C_z, h / 4, w / 4]."""
-        z: Floats = self.run("hyper_analysis", {"y": y[None]}, quality)[0][0]
+        z: Floats = self.in_8_bits("hyper_analysis", {"y": y[None]}, quality)[0]
         return z
 
     def features(self, z: Integers, quality: int) -> Floats:
@@ -76,7 +76,7 @@ class LossyNetworks(Sessions):
         x_hat: Integers = self.in_8_bits("synthesis", {"stream": stream[None]}, quality, seen)[0]
         return x_hat
 
-    def in_8_bits(self, graph: str, inputs: dict[str, Array], quality: int, seen: Floats | None) -> Array:
+    def in_8_bits(self, graph: str, inputs: dict[str, Array], quality: int, seen: Floats | None = None) -> Array:
         """The output of a graph that may have layers of 8 bits, by the kernel for them; or where something is not seen
         that of the graph that masks it."""
         which, careful = KERNELS[self.kernel]

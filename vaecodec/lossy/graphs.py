@@ -27,6 +27,7 @@ from .layers import (
     Block,
     CentredBlock,
     ExactBlock,
+    limits_of,
 )
 from .model import Context, LossyModel
 
@@ -36,7 +37,8 @@ def graphs_of(model: LossyModel, tensors: dict[str, Tensor]) -> dict[str, Graph]
     graphs = {
         "analysis": analysis(model, Graph(tensors), integer=True),
         "analysis.float": analysis(model, Graph(tensors), integer=False),
-        "hyper_analysis": hyper_analysis(model, Graph(tensors)),
+        "hyper_analysis": hyper_analysis(model, Graph(tensors), integer=True),
+        "hyper_analysis.float": hyper_analysis(model, Graph(tensors), integer=False),
         "hyper_synthesis": hyper_synthesis(model, Graph(tensors)),
         "synthesis": synthesis(model, Graph(tensors), integer=True),
         "synthesis.float": synthesis(model, Graph(tensors), integer=False),
@@ -87,7 +89,7 @@ def analysis(model: LossyModel, g: Graph, integer: bool, masked: bool = False) -
             h = g.add(
                 "Add",
                 floating(g, x, f"{name}.centre", part.centre),
-                around(g, x, f"{name}.around", part.around, integer),
+                in_8_bits(g, x, f"{name}.around", part.around, integer),
             )
             h = floating(g, g.clip(h, 0, HIDDEN_MAX * UNIT), f"{name}.conv_1", part.conv_1)
             return g.clip(g.add("Add", x, g.clip(h, -limit, limit)), -limit, limit)
@@ -108,18 +110,18 @@ def analysis(model: LossyModel, g: Graph, integer: bool, masked: bool = False) -
     return g
 
 
-def hyper_analysis(model: LossyModel, g: Graph) -> Graph:
-    """y float32 [1, M, 4 h, 4 w] in steps of the quantiser to z [1, C_z, h, w]."""
+def hyper_analysis(model: LossyModel, g: Graph, integer: bool) -> Graph:
+    """y float32 [1, M, 4 h, 4 w] in steps of the quantiser to z [1, C_z, h, w]. integer: see ``analysis``."""
     h_a = model.h_a
     # asinh(y), written so that it loses nothing at small y; Asinh has no kernel for float32 on all machines.
     y = g.input("y", 1, model.config.latent, "H", "W")
     size = g.add("Abs", y)
     root = g.add("Sqrt", g.add("Add", g.add("Mul", size, size), np.float32(1)))
     h = g.add("Mul", g.add("Log", g.add("Add", size, root)), g.add("Sign", y))
-    h = g.add("Relu", floating(g, h, "encoder.h_a.conv_a", h_a.conv_a))
+    h = relu(g, h, "encoder.h_a.conv_a", h_a.conv_a, integer)
     h = g.add("SpaceToDepth", h, blocksize=2)
     h = g.add("Relu", floating(g, h, "encoder.h_a.conv_b", h_a.conv_b, unshuffled=2))
-    h = g.add("Relu", floating(g, h, "encoder.h_a.conv_c", h_a.conv_c))
+    h = relu(g, h, "encoder.h_a.conv_c", h_a.conv_c, integer)
     h = g.add("SpaceToDepth", h, blocksize=2)
     g.output(
         floating(g, h, "encoder.h_a.conv_d", h_a.conv_d, unshuffled=2), "z", 1, model.config.hyper_latent, "h", "w"
@@ -244,16 +246,24 @@ def linear(g: Graph, h: str, name: str, conv: ExactConv, before: np.uint8, after
     return g.add("QLinearConv", h, one, before, weight, scale, zero, one, after, bias, pads=pads)
 
 
-def around(g: Graph, x: str, name: str, conv: ExactConv, integer: bool) -> str:
+def in_8_bits(g: Graph, x: str, name: str, conv: ExactConv, integer: bool) -> str:
     """A layer in 8 bits of x [1, C, h, w] and its outputs, both in floating point."""
-    h = g.add("Mul", x, 1 / column(conv.in_units))
+    h, (low, high) = g.add("Mul", x, 1 / column(conv.in_units)), limits_of(conv)
     if integer:
-        one, zero = np.float32(1), np.uint8(128)
-        h = linear(g, g.add("QuantizeLinear", h, one, zero), name, conv, zero, zero)
-        h = g.add("DequantizeLinear", h, one, zero)
+        one, before, after = np.float32(1), np.uint8(-low), np.uint8(-conv.low)
+        h = linear(g, g.add("QuantizeLinear", h, one, before), name, conv, before, after)
+        h = g.add("DequantizeLinear", h, one, after)
     else:
-        h = exact(g, g.clip(g.add("Round", h), -128, 127), name, conv)
+        h = exact(g, g.clip(g.add("Round", h), low, high), name, conv)
     return g.add("Mul", h, column(conv.out_units))
+
+
+def relu(g: Graph, x: str, name: str, conv: nn.Module, integer: bool) -> str:
+    """A layer whose outputs are not negative, in 8 bits or in floating point."""
+    if isinstance(conv, ExactConv):
+        return in_8_bits(g, x, name, conv, integer)
+    assert isinstance(conv, Conv)
+    return g.add("Relu", floating(g, x, name, conv))
 
 
 def grown(g: Graph, x: str, name: str, conv: ExactConv, h: str, w: str) -> str:

@@ -115,10 +115,7 @@ class CentredBlock(nn.Module):
         self.conv_1 = Conv(inner, channels)
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
-        units = per_channel(self.around.in_units).to(x.dtype)
-        h = (x / units).clamp(-128, 127)
-        h = (rounded(h) if self.around.exact else h) * units
-        h = self.around(h) + self.centre(x, quality)
+        h = self.around(given(self.around, x)) + self.centre(x, quality)
         return bounded(x + bounded(self.conv_1(F.hardtanh(h, 0, HIDDEN_MAX * UNIT))))
 
     def whole(self) -> tuple[Tensor, Tensor]:
@@ -126,6 +123,18 @@ class CentredBlock(nn.Module):
         taps = self.around.thawed()[0].view(*self.centre.weight.shape, 9).clone()
         taps[..., 4] = self.centre.weight
         return taps.flatten(1), self.centre.bias
+
+
+def given(conv: ExactConv, x: Tensor) -> Tensor:
+    """What of x [B, C, H, W], in floating point, a layer of 8 bits is given: -128 to 127 of its units, or 0 to 255."""
+    units = per_channel(conv.in_units).to(x.dtype)
+    h = (x / units).clamp(*limits_of(conv))
+    return (rounded(h) if conv.exact else h) * units
+
+
+def limits_of(conv: ExactConv) -> tuple[int, int]:
+    """Of the inputs of a layer of 8 bits, in its units."""
+    return (-128, 127) if int(conv.in_max[0]) == 128 else (0, 255)
 
 
 def centred(block: Block) -> CentredBlock:

@@ -15,7 +15,8 @@ The latents are decoded in four steps. A step takes a quarter of the channels at
 changes with the parity of row and column, so each later step sees other channels here and the same channel next door
 (after Li et al. 2023, arXiv:2302.14402).
 
-h_s, the context networks and g_s are exact (see ``exact.py``); g_a and h_a only run in the encoder and stay float.
+h_s, the context networks and g_s are exact (see ``exact.py``); g_a and h_a only run in the encoder and are trained in
+floating point.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ from .layers import (
     Config,
     ExactBlock,
     bounded,
+    conv_8,
     entropy_conv,
     gaussian_bits,
+    given,
     of_seen,
     pick,
     place,
@@ -119,11 +122,22 @@ class HyperAnalysis(nn.Module):
         self.conv_d = Conv(4 * c.hyper, c.hyper_latent, wide=True)
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
-        h = F.relu(self.conv_a(torch.asinh(y), quality))
+        conv_a, conv_c = self.conv_a, self.conv_c
+        h = torch.asinh(y)
+        h = F.relu(conv_a(given(conv_a, h) if isinstance(conv_a, ExactConv) else h, quality))
         h = F.relu(self.conv_b(F.pixel_unshuffle(h, 2)))
-        h = F.relu(self.conv_c(h))
+        h = F.relu(conv_c(given(conv_c, h) if isinstance(conv_c, ExactConv) else h))
         z: Tensor = self.conv_d(F.pixel_unshuffle(h, 2))
         return z
+
+    def in_8_bits(self) -> None:
+        """Put the 3x3 layers in 8 bits, not calibrated yet."""
+        for name, in_max in (("conv_a", 128), ("conv_c", 255)):
+            conv = getattr(self, name)
+            c_out, c_in, kernel, _ = conv.shape
+            made = conv_8(c_in, c_out, kernel, in_max=in_max, low=0, high=255, knots=len(conv.bias))
+            made.load_state_dict(conv.state_dict(), strict=False)
+            setattr(self, name, made)
 
 
 class HyperSynthesis(nn.Module):
@@ -246,8 +260,8 @@ class LossyModel(nn.Module):
         return self.exact_convs("h_s", "context", "g_s")
 
     def encoder_convs(self) -> dict[str, ExactConv]:
-        """The layers of g_a that are in 8 bits, if any."""
-        return self.exact_convs("g_a")
+        """The layers of g_a and h_a that are in 8 bits, if any."""
+        return self.exact_convs("g_a", "h_a")
 
     def exact_convs(self, *parts: str) -> dict[str, ExactConv]:
         return {

@@ -84,6 +84,8 @@ def stream_of(y_hat: NDArray[np.int32], gains: NDArray[np.int64], bits: int) -> 
     """g_s's input, int16 [M, h, w] in steps of STREAM_UNIT, for decoded latents in steps of 2**-bits. gains: int64 [M],
     in steps of 2**-GAIN_BITS."""
     shift = GAIN_BITS + bits - STREAM_BITS
-    steps = (y_hat.astype(np.int64) * gains[:, None, None] + (1 << shift - 1)) >> shift
-    stream: Steps = steps.clip(-STREAM_MAX, STREAM_MAX).astype(np.int16)
+    steps = y_hat * gains[:, None, None]
+    steps += 1 << shift - 1
+    steps >>= shift
+    stream: Steps = steps.clip(-STREAM_MAX, STREAM_MAX, out=steps).astype(np.int16)
     return stream

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitstream import (
+    NEAR,
     SPARSE,
     AnsStack,
     Codec,
@@ -129,7 +130,8 @@ class Walk:
 
     def left(self, y: Floats, step: int) -> Floats:
         """Of latents y, in steps of the quantiser, those of a step, less their means."""
-        left: Floats = self.quarter(y, step) - self.mean * self.unit
+        left: Floats = self.quarter(y, step)
+        left -= self.mean * self.unit
         return left
 
 
@@ -177,7 +179,8 @@ def bands_of(networks: Networks, ids: Symbols, method: int, progressive: bool) -
     by far the most for their bits."""
     certain = networks.tables.certain if method == SPARSE else np.zeros(len(networks.tables.sizes), np.bool_)
     if not progressive:
-        return [~networks.put(certain)[ids]]
+        coded = ~networks.put(certain)[ids]
+        return [np.flatnonzero(coded) if isinstance(coded, np.ndarray) else coded]
     numbers = networks.get(ids)
     coded = np.flatnonzero(~certain[numbers])
     order = coded[np.argsort(-numbers[coded], kind="stable")]
@@ -205,7 +208,8 @@ def push_tile(
     What the decoder needs first is pushed last. lanes: see ``AnsStack``. method: see ``bands_of``. progressive: in one
     lane, and with parts. Gives the tile and y_hat, as ``parts_of``."""
     rows, columns = y.shape[1:]
-    padded = np.pad(y, ((0, 0), (0, -rows % HYPER), (0, -columns % HYPER)), "edge")
+    missing = (-rows % HYPER, -columns % HYPER)
+    padded = np.pad(y, ((0, 0), (0, missing[0]), (0, missing[1])), "edge") if any(missing) else y
     z_mean = (networks.prior(quality)[0][:, None, None] * UNIT).astype(np.float32)
     z = np.rint(networks.hyper_analyse(padded, quality) - z_mean).clip(-SYMBOL_MAX, SYMBOL_MAX)
     chosen, y_hat, here = [networks.put(z.astype(np.int32).ravel())], list[Symbols](), networks.put(y)
@@ -261,16 +265,20 @@ def pop_tile(
 def quantised(tables: Tables, residual: Floats, ids: Symbols) -> Symbols:
     """Integers [N] for what is left of N latents, in steps: rounded, or one nearer to 0 where that saves
     more bits than its squared error is worth."""
-    values = residual.ravel().astype(np.float64)
-    symbols = np.rint(values)
-    some = np.flatnonzero(symbols)
-    value, near = values[some], symbols[some]
-    lower = near - np.sign(near)
-    worse = (value - lower) ** 2 - (value - near) ** 2
-    saved = tables.bits(ids[some], near.astype(int)) - tables.bits(ids[some], lower.astype(int))
-    symbols[some] = np.where(worse < RATE_WEIGHT * saved, lower, near)
-    integers: Symbols = symbols.astype(np.int32)
-    return integers
+    residual = residual.ravel()
+    symbols: Symbols = np.rint(residual).astype(np.int32)
+    size, whole = abs(residual), abs(symbols)
+    # The squared error grows by one more than twice this: most integers are not worth a look.
+    above = size - whole
+    most = (RATE_WEIGHT * tables.savings.max() - 1) / 2
+    some = np.flatnonzero(((above < most) | (whole >= NEAR)) & (whole > 0))
+    near, ids = symbols[some], ids[some]
+    saved = tables.savings.take(ids * (2 * NEAR) + (near + NEAR), mode="clip")
+    far = np.flatnonzero(whole[some] >= NEAR)
+    saved[far] = tables.bits(ids[far], near[far]) - tables.bits(ids[far], near[far] - np.sign(near[far]))
+    lower = some[2 * above[some] + 1 < RATE_WEIGHT * saved]
+    symbols[lower] -= np.sign(symbols[lower])
+    return symbols
 
 
 def checksum(arrays: list[NDArray[np.integer[Any]]]) -> int:

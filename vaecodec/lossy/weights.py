@@ -241,6 +241,8 @@ def assembled(stored: Stored) -> LossyWeights:
                 blocks[k] = centred(block)
             elif encoder[f"g_a.{part}.{k}.conv_3.weight"].dtype == torch.int8:
                 blocks[k] = in_8_bits(block)
+    if encoder["h_a.conv_a.weight"].dtype == torch.int8:
+        model.h_a.in_8_bits()
     floats = {name: part.float() for name, part in encoder.items() if not name.endswith(".scale")}
     missing, unknown = model.load_state_dict(floats, strict=False)
     if unknown or any(name.startswith(("g_a.", "h_a.")) for name in missing):

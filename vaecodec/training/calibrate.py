@@ -53,34 +53,38 @@ def calibrate(model: LossyModel, x: Tensor, quality: Tensor) -> None:
 @torch.no_grad()
 def round_encoder(model: LossyModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Put the blocks of g_a in 8 bits, by what flows through them in batches as ``calibrate`` takes them: at 1/8, and
-    of the first at 1/16, what is around the centre.
+    of the first at 1/16, what is around the centre. And the 3x3 layers of h_a.
 
-    Nobody else computes what the encoder does, so its units need be no powers of two. They hold the mean of the
-    batches' largest values: as much as the largest of all costs twice as much rate, and what is beyond is rare.
+    Nobody else computes what the encoder does, so its units need be no powers of two. In g_a they hold the mean of the
+    batches' largest values: as much as the largest of all costs twice as much rate, and what is beyond is rare. In h_a
+    they hold the largest of all: how large its values are depends on the quality, and at 100 none are rare.
     """
     for blocks, whole in ((model.g_a.fine, 0), (model.g_a.coarse, len(model.g_a.coarse) - 1)):
         for k, block in enumerate(blocks):
             assert isinstance(block, Block)
             blocks[k] = in_8_bits(block) if k >= len(blocks) - whole else centred(block)
-    layers = model.encoder_convs().values()
-    largest: dict[ExactConv, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+    model.h_a.in_8_bits()
+    layers = model.encoder_convs()
+    largest: dict[ExactConv, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers.values()}
 
     def keep(layer: Any, arguments: tuple[Tensor, ...], out: Tensor) -> None:
         inputs, outputs = (x.float().abs().amax((0, 2, 3)) for x in (arguments[0], out))
         largest[layer].append((inputs, outputs))
 
-    for layer in layers:  # limits that are never reached, or those of ``Block``
+    for name, layer in layers.items():  # limits that are never reached, or those of ``Block``
         layer.in_units.fill_(1)
-        layer.out_units.fill_(UNIT if layer.low == 0 else 1)
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
+        layer.out_units.fill_(UNIT if layer.low == 0 and name.startswith("g_a.") else 1)
+    hooks = [layer.register_forward_hook(keep) for layer in largest]
     try:
         for x, quality in batches:
-            model.g_a(x, quality)
+            model(x, quality, hard=True)
     finally:
         for hook in hooks:
             hook.remove()
-    for layer in layers:
-        inputs, outputs = (torch.stack(each).mean(0).clamp(min=UNIT) for each in zip(*largest[layer], strict=True))
+    for name, layer in layers.items():
+        seen = (torch.stack(each) for each in zip(*largest[layer], strict=True))
+        kept = (each.mean(0) if name.startswith("g_a.") else each.amax(0) for each in seen)
+        inputs, outputs = (each.clamp(min=UNIT) for each in kept)
         layer.in_units.copy_(inputs / {128: 127, 255: 255}[int(layer.in_max[0])])
         layer.out_units.copy_(outputs / layer.high)
 

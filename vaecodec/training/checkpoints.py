@@ -130,11 +130,11 @@ def thawed(frozen: Any, kind: str) -> dict[str, Any]:
     for name, layer in frozen.named_modules():
         if isinstance(layer, ExactConv):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = layer.thawed()
-    for name, block in frozen.named_modules():  # g_a is trained in floating point
+    for name, block in frozen.named_modules():  # g_a and h_a are trained in floating point
         if isinstance(block, CentredBlock):
             tensors[f"{name}.conv_3.weight"], tensors[f"{name}.conv_3.bias"] = block.whole()
     if kind == "lossy":
-        rounded = re.compile(r"g_a\..*(_units|\.(around|centre)\.\w+)")
+        rounded = re.compile(r"[gh]_a\..*(_units|\.(around|centre)\.\w+)")
         tensors = {name: tensor for name, tensor in tensors.items() if not rounded.fullmatch(name)}
     return {"model": tensors, "kind": kind, "config": asdict(frozen.config)}
 
