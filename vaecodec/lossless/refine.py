@@ -185,8 +185,9 @@ class Passes:
     def inputs(self, index: int) -> tuple[Shorts, Bytes, Shorts]:
         """What a refiner sees of the samples of a pass, int16 [F, N], and the activations there, uint8 [N, W]; and
         errors that a tile can weigh, int16 [G, N]."""
-        mean, scale, shape = (self.of(index, plane).copy() for plane in (self.mean, self.scale, self.shape))
-        around = [self.at(index, self.errors, *place).copy() for place in NEIGHBOURS[index]]
+        # Copies, in one piece, as they are read more than once.
+        mean, scale, shape = (self.of(index, plane) + 0 for plane in (self.mean, self.scale, self.shape))
+        around = [self.at(index, self.errors, *place) + 0 for place in NEIGHBOURS[index]]
         parts, own = list(around), list[Shorts]()
         if self.phase.name == "D":
             inverses = taken(INVERSES, scale)
@@ -198,7 +199,7 @@ class Passes:
             parts.append((abs(a) + abs(b) + abs(c) + abs(d) >> 2) - 16)
             own.append(a + b + c + d + 2 >> 2)
         for errors in self.phase.errors[: self.colour]:
-            same = self.at(index, errors).copy()
+            same = self.at(index, errors) + 0
             parts += [same, abs(same)]
             own.append(same)
         for phase, places in zip(self.before, BESIDE.get(self.phase.name, ()), strict=True):
