@@ -10,7 +10,7 @@ from .errors import CorruptError, LimitError, TruncatedError, VersionError
 from .progressive import PARTS, ordered, read_index, reversed_words, write_index
 
 MAGIC = b"\x8bVAE\r\n\x1a\n"
-VERSION = (0, 3)
+VERSION = (0, 4)
 OLDEST = (0, 1)
 
 BytesLike = bytes | bytearray | memoryview

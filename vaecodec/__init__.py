@@ -17,7 +17,7 @@ TYPE_CHECKING = False  # as type checkers know it: typing takes longer to import
 if "torch" not in sys.modules and not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = [
     "Codec",
     "CorruptError",

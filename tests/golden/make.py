@@ -38,7 +38,7 @@ from vaecodec.training.lossless import LosslessObjective  # noqa: E402
 from vaecodec.training.objective import Phase  # noqa: E402
 from vaecodec.training.quantise import quantise  # noqa: E402
 
-FOLDER = HERE / "0.3"
+FOLDER = HERE / "0.4"
 HASHES = FOLDER / "hashes.json"
 
 

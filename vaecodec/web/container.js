@@ -28,7 +28,7 @@ export const LIMITS = {
 };
 
 const MAGIC = [0x8b, 0x56, 0x41, 0x45, 0x0d, 0x0a, 0x1a, 0x0a];
-const MINOR = 3;
+const MINOR = 4;
 const CHANNELS = [0, 1, 2, 3, 4, 1, 3, 4]; // by mode
 const CRITICAL = new Set(["TILE", "PART"]);
 const KNOWN = new Set(["EXIF", "ICCP", "XMP ", "IPTC", "PNG ", "GAIN"]);
