@@ -61,7 +61,10 @@ def phase_bits(weights: LosslessWeights, phase: Phase, inside: Tensor) -> float:
 
 
 def passes_bits(weights: LosslessWeights, pixels: NDArray[np.uint8]) -> dict[str, float]:
-    """Bits of the levels that come in passes, of one tile [h, w, 3], under the tables that code them."""
+    """Bits of the levels that come in passes, of one tile [h, w, 3], under the tables that code them, and of what the
+    tile says of them."""
+    if not weights.config.refined:
+        return {}
     bits = {f"phases at 1/{2**k}": 0.0 for k in reversed(range(weights.config.refined))}
 
     def record(name: str, popped: float) -> None:

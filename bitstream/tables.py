@@ -114,7 +114,7 @@ class Tables:
     @cached_property
     def near(self) -> NDArray[np.uint16]:
         """uint16 [T * 2 NEAR]: what the values -NEAR ... NEAR - 1 of each table cost in 1/256 bit, as ``bits`` has it,
-        one table after the other. To choose by, it is several times as fast; values must be listed or escaped."""
+        one table after the other. To choose by, it is several times as fast. For tables with an escape."""
         values = np.arange(-NEAR, NEAR)
         ids = np.arange(len(self.sizes)).repeat(len(values))
         costs: NDArray[np.uint16] = np.rint(256 * self.bits(ids, np.tile(values, len(self.sizes)))).astype(np.uint16)

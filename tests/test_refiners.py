@@ -48,7 +48,7 @@ def test_what_a_pass_knows_does_not_change_with_those_after_it(name: str, size: 
     ]
     prediction = random.integers(0, [[[2041]], [[40]], [[3]]], (3, *size)).astype(np.int32)
     activations = random.integers(0, 256, (*size, 3)).astype(np.uint8)
-    passes = refine.Passes(prediction, refine.Phase(name, size), before, refine.usage_of(samples), activations)
+    passes = refine.Passes(prediction, refine.Phase(name, size), tuple(before), refine.usage_of(samples), activations)
     passes.move(np.arange(40, dtype=np.int32) // 2)
     known = []
     for index in range(4):
@@ -58,20 +58,25 @@ def test_what_a_pass_knows_does_not_change_with_those_after_it(name: str, size: 
         assert abs(inputs).max(initial=0) <= refine.INPUT_MAX
         known.append((inputs, states, around))
         passes.see(index, passes.of(index, samples))
-    for index, before in enumerate(known):
-        assert all(np.array_equal(*parts) for parts in zip(before, passes.inputs(index), strict=True))
+    for index, then in enumerate(known):
+        assert all(np.array_equal(*parts) for parts in zip(then, passes.inputs(index), strict=True))
 
 
 def test_layers_are_exact_at_their_limits() -> None:
-    tensors, random = refiners(4, CONFIG), np.random.default_rng(0)
-    name = refine.name_of(1, "D", 0, 3)
+    tensors, name, random = refiners(4, CONFIG), refine.name_of(1, "D", 0, 3), np.random.default_rng(0)
+    inputs = refine.input_count("D", 0, 3)
+    for part, most in (("w_1", 80 * inputs + 255 * CONFIG.width), ("w_2", 4 * 255), ("w_3", 4 * 255)):
+        size = tensors[f"{name}.{part}"].shape
+        tensors[f"{name}.{part}"] = random.choice([-1, 1], size) * ((2**24 - 40_000) // most)
     layers = refine.layers_of(tensors, CONFIG)[name]
-    seen = random.integers(-80, 81, (refine.input_count("D", 0, 3), 700)).astype(np.int16)
-    states = random.integers(0, 256, (700, CONFIG.width)).astype(np.uint8)
+    signs = np.concatenate([np.sign(layers.w_1), random.choice([-1, 1], (700, inputs + CONFIG.width))])
+    seen = (80 * signs[:, :inputs].T).astype(np.int16)
+    states = np.where(signs[:, inputs:] > 0, 255, 0).astype(np.uint8)
     w_1, b_1, w_2, b_2, w_3, b_3 = (tensors[f"{name}.{part}"].astype(np.int64) for part in refine.Layers._fields)
     one = (w_1 @ np.concatenate([seen, states.T]) + b_1 >> 8).clip(0, 255)
     two = (w_2 @ one + b_2 >> 9).clip(0, 255)
-    assert np.array_equal(layers.outputs(seen, states), w_3 @ two + b_3)
+    outputs = w_3 @ two + b_3
+    assert np.array_equal(layers.outputs(seen, states), outputs) and abs(outputs).max() > 2**23
 
 
 @pytest.mark.parametrize("part", refine.Layers._fields)

@@ -12,7 +12,7 @@ Arrays are numpy's or, where the coder runs on a GPU, tensors there; see ``array
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -48,16 +48,14 @@ _scales = [SCALE_MIN * (SCALE_MAX / SCALE_MIN) ** (n / (SCALES - 1)) for n in ra
 UNITS = np.array([round(128 * s) for s in _scales], np.int32)
 """Scales by index, in 128ths of a grey level; no value of this or the next is near a tie."""
 INVERSES = np.array([round(2048 / s) for s in _scales], np.int32)
-
-
 STEPS = np.repeat(np.array([1, 2, 4], np.int32), [16, 8, 16])
 """By scale index: of a mean, in eighths. Passes are short and their tables many, and where scales are large fractions
 need not be as fine."""
 
 
 class Layers(NamedTuple):
-    """A refiner: w_1 [H, F + W] and b_1 [H, 1], w_2 [K, H] and b_2 [K, 1], w_3 [3, K] and b_3 [3, 1]; integers, as
-    float32."""
+    """A refiner: w_1 [H, F + W] and b_1 [H, 1], w_2 [K, H] and b_2 [K, 1], w_3 [3, K] and b_3 [3, 1]; float32, of
+    integers in steps of a hidden activation: 1/256 and 1/512 in the first two layers."""
 
     w_1: Floats
     b_1: Floats
@@ -70,7 +68,6 @@ class Layers(NamedTuple):
         """int32 [3, N] of what is seen [F, N] and activations [N, W], see ``Passes.inputs``: in 2**-14, mean in scales,
         scale index in fours, shape."""
         w_1, b_1, w_2, b_2, w_3, b_3 = (constant(part, seen) for part in self)
-        w_1, b_1, w_2, b_2 = w_1 / 256, b_1 / 256, w_2 / 512, b_2 / 512
         outputs: Ints = zeros((3, seen.shape[1]), np.int32, seen)
         for block in blocks(seen, BLOCK):
             hidden = product(w_1, joined(np.float32, seen[:, block], activations[block].T))
@@ -101,7 +98,8 @@ def layers_of(decoder: Mapping[str, NDArray[Any]], config: Config) -> dict[str, 
         for weight, bias, limit in ((*parts[:2], most), (*parts[2:4], HIDDEN_MAX), (*parts[4:], HIDDEN_MAX)):
             if ((limit * abs(weight)).sum(1, np.float64, keepdims=True) + abs(bias)).max(initial=0) >= 2**24:
                 raise ValueError(f"sums of {name} are not exact")
-        refiners[name] = parts
+        units = 256, 256, 512, 512, 1, 1
+        refiners[name] = Layers(*(part / unit for part, unit in zip(parts, units, strict=True)))
     return refiners
 
 
@@ -133,7 +131,7 @@ class Phase:
     """
 
     name: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     errors: list[Shorts] = field(default_factory=list)
 
 
@@ -146,11 +144,11 @@ class Passes:
     """
 
     def __init__(
-        self, prediction: Ints, phase: Phase, before: Sequence[Phase], usage: Ints, activations: Bytes
+        self, prediction: Ints, phase: Phase, before: tuple[Phase, ...], usage: Ints, activations: Bytes
     ) -> None:
         self.prediction, self.activations = prediction, activations
         self.mean, self.scale, self.shape = prediction
-        self.phase, self.before, self.colour = phase, tuple(before), len(phase.errors)
+        self.phase, self.before, self.colour = phase, before, len(phase.errors)
         rows, columns = phase.size
         self.errors = zeros((rows + 2, columns + 2), np.int16, prediction)
         self.steps = edged(cast(self.mean, np.int16), (1, 1), (1, 1))

@@ -34,7 +34,7 @@ OFFSET_TABLES = Tables(
     OFFSETS[:1], [np.array([2 ** (22 - abs(k)) if k else 2**23 + 2**19 for k in OFFSETS])], escape=False
 )
 TO_MOVE, TO_REFINE = 16384, 8192
-"""So many values, or up to three times as many, are enough to choose offsets by, and what to do with a pass."""
+"""About so many values, two thirds to twice, are enough to choose offsets by, and what to do with a pass."""
 PLAIN, REFINED, WEIGHED = range(3)
 """What a tile may do with a pass: leave it, refine it, and weigh errors around it as well."""
 MODE_TABLES = Tables(np.array([PLAIN]), [np.array([2**21, 2**22, 2**24 - 2**22 - 2**21])], escape=False)

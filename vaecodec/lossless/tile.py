@@ -6,8 +6,9 @@ sent their values; ``bitstream.chain`` runs them forwards to pop and backwards t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -372,13 +373,14 @@ class Network:
             state = self.weights.level(depth, a, features)
             fine = zeros((3, 2 * a.shape[1], 2 * a.shape[2]), np.uint8, a)
             fine[:, ::2, ::2] = a
-            refined = number <= self.weights.config.refined
-            known: list[refine.Phase] = []
+            known, begin = list[refine.Phase](), None
             for name, row, column in zip(PHASES, (1, 0, 1), (1, 1, 0), strict=True):
                 size = (rows + 1 - row) // 2, (columns + 1 - column) // 2
-                phase = refine.Phase(name, (a.shape[1], a.shape[2])) if refined else None
-                x = yield from self._colours(f"{name}_{number}", state, a, size, phase, known)
-                known += [phase] if phase else []
+                if number <= self.weights.config.refined:
+                    phase, activations = refine.Phase(name, a.shape[1:]), state.activations()[: size[0], : size[1]]
+                    begin = partial(refine.Passes, phase=phase, before=tuple(known), activations=activations)
+                    known.append(phase)
+                x = yield from self._colours(f"{name}_{number}", state, a, size, begin)
                 fine[:, row::2, column::2] = x
             if number > 1:
                 features = state.features()[:, :rows, :columns]
@@ -387,27 +389,25 @@ class Network:
     def _colours(
         self,
         name: str,
-        state: Any,
+        state: Colours,
         outside: Bytes,
         size: tuple[int, int],
-        phase: refine.Phase | None = None,
-        before: Sequence[refine.Phase] = (),
+        begin: Callable[..., refine.Passes] | None = None,
     ) -> Generator[tuple[str, Codec[Values]], Values, Bytes]:
         """The colours of one phase, of which ``size``, rows and columns, lie inside the picture; samples that do not
-        are taken from ``outside``. Returns samples [3, h, w]. phase: what is to be known of it, where it is refined;
-        before: of the phases of its level before it."""
+        are taken from ``outside``. Returns samples [3, h, w]. begin: makes the passes of a colour, where there are
+        any, of its prediction and usage."""
         x, (rows, columns) = outside + 0, size
         for k, c in enumerate(CHANNEL_ORDER):
             prediction = state.predict()[:, :rows, :columns]
             inside = x[c, :rows, :columns]
             if k >= self.colours:
                 x[c] = x[CHANNEL_ORDER[0]]
-            elif phase is None:
+            elif begin is None:
                 values = yield f"{name} {COLOURS[c]}", PixelCodec(self.weights, prediction).codec()
                 inside[:] = values.reshape(inside.shape).clip(0, 255)
             else:
-                usage, activations = refine.usage_of(outside[c]), state.activations()[:rows, :columns]
-                passes = refine.Passes(prediction, phase, before, usage, activations)
+                passes = begin(prediction, usage=refine.usage_of(outside[c]))
                 yield from passes_parts(self.weights, f"{name} {COLOURS[c]}", int(name[2:]), passes, inside)
             state.see(x[c])
         return x

@@ -83,7 +83,7 @@ class LossyNetworks(Sessions):
         if seen is not None:
             which += SEEN
             inputs = inputs | {"seen": seen[None, None], "seen_fine": seen.repeat(2, 0).repeat(2, 1)[None, None]}
-        # Analysis in floating point has had no graph for each kernel.
+        # An encoder in floating point has no graph for each kernel.
         name = graph + which if f"graph.{graph}{which}" in self.tensors else graph + which.removeprefix(".float")
         output: Array = self.run(name, inputs, quality, careful)[0]
         return output

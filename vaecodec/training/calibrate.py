@@ -53,7 +53,7 @@ def calibrate(model: LossyModel, x: Tensor, quality: Tensor) -> None:
 @torch.no_grad()
 def round_encoder(model: LossyModel, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Put the blocks of g_a in 8 bits, by what flows through them in batches as ``calibrate`` takes them: at 1/8, and
-    of the first at 1/16, what is around the centre. And the 3x3 layers of h_a.
+    of the first at 1/16, what is around the centre; and the 3x3 layers of h_a.
 
     Nobody else computes what the encoder does, so its units need be no powers of two. In g_a they hold the mean of the
     batches' largest values: as much as the largest of all costs twice as much rate, and what is beyond is rare. In h_a
