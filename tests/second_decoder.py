@@ -50,7 +50,7 @@ def varint(data: bytes, at: int, end: str) -> tuple[int, int]:
 
 def read_header(data: bytes) -> Header:
     require(bytes.fromhex("8b5641450d0a1a0a").startswith(data[:8]), "corrupt", "magic")
-    require(data[8:10] <= b"\0\3", "version", "version")
+    require(data[8:10] <= b"\0\4", "version", "version")
     require(len(data) >= 46, "truncated", "header")
     require(data[8:10] >= b"\0\1", "corrupt", "version")
     require(zlib.crc32(data[:42]) == int.from_bytes(data[42:46], "little"), "corrupt", "CRC of the header")

@@ -18,7 +18,7 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are made
 pytest.importorskip("triton", reason="Triton is not installed: torch's CUDA build brings it")
 
-from conftest import TINY_LOSSLESS, in_bytes, picture, refined, same  # noqa: E402
+from conftest import TINY_LOSSLESS, in_bytes, picture, refined, refiners, same  # noqa: E402
 from hypothesis import given, settings, strategies as st  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -201,9 +201,7 @@ def test_constants_stay_as_long_as_they_are_used() -> None:
     assert len(arrays._constants) == before
 
 
-def test_refiners_at_their_limits() -> None:
-    from conftest import refiners
-
+def test_refiners_are_those_of_the_host() -> None:
     config, random = Config(width=16, refined=1), np.random.default_rng(0)
     layers = refine.layers_of(refiners(4, config), config)[refine.name_of(1, "D", 0, 3)]
     seen = random.integers(-80, 81, (refine.input_count("D", 0, 3), 700)).astype(np.int16)

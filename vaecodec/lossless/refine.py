@@ -99,7 +99,7 @@ def layers_of(decoder: Mapping[str, NDArray[Any]], config: Config) -> dict[str, 
             if ((limit * abs(weight)).sum(1, np.float64, keepdims=True) + abs(bias)).max(initial=0) >= 2**24:
                 raise ValueError(f"sums of {name} are not exact")
         units = 256, 256, 512, 512, 1, 1
-        refiners[name] = Layers(*(part / unit for part, unit in zip(parts, units, strict=True)))
+        refiners[name] = Layers(*(part / np.float32(unit) for part, unit in zip(parts, units, strict=True)))
     return refiners
 
 

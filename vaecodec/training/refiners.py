@@ -70,7 +70,7 @@ def seen(networks: LosslessNetworks, picture: NDArray[np.uint8]) -> Iterator[tup
                 x[:rows, :columns] = inside
                 if number <= LEVELS:
                     activations = state.activations()[:rows, :columns]
-                    passes = refine.Passes(prediction, phase, known, refine.usage_of(a[c]), activations)
+                    passes = refine.Passes(prediction, phase, tuple(known), refine.usage_of(a[c]), activations)
                     first = PixelCodec(networks, passes.of(0, prediction))
                     passes.move(first.moving(passes.of(0, inside).ravel().astype(np.int32)))
                     for index in range(len(refine.PASSES)):
