@@ -402,6 +402,7 @@ def test_one_command_makes_all_that_the_readme_shows(tmp_path: Path, monkeypatch
 def test_shares_of_the_time_on_a_device(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, threads_of_tiles: bool
 ) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # which takes minutes
     if threads_of_tiles:  # as on a GPU
         codec = gathering_codec()
         monkeypatch.setattr(device_speed, "Codec", lambda _device, **_: codec)
