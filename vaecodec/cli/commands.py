@@ -226,6 +226,7 @@ def decompress(
         raise click.BadParameter(f"{format!r} is no suffix", param_hint="--format")
 
     from ..image import ImageError
+    from ..info import what_is_there
     from ..saving import encode_picture, picture_format
 
     suffix = Path(str(output)).suffix if own_name else f".{(format or 'png').lstrip('.')}"
@@ -263,9 +264,7 @@ def decompress(
                 picture = reduced(picture, int(downsample))
             read, said = len(data), list[str]()
             if preview:
-                *ends, size = unpack(data, limits, preview=True).ends
-                shown = f"preview {sum(end <= read for end in ends)} of {len(ends)}" if ends else "whole tiles only"
-                said += [f"{read} of {size} bytes, {shown}"] if read < size else []
+                said += filter(None, [what_is_there(data)])
             del data  # a large picture leaves no room for it
             encoded, lost = encode_picture(
                 picture, encoding, depth=header.depth, lossy=lossy_output, background=background

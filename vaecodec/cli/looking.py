@@ -9,12 +9,12 @@ import math
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from bitstream import MAGIC, Limits, read_header, unpack
+from bitstream import MAGIC, Limits, TruncatedError, read_header, unpack
 
 from .. import __version__, folders
 from . import batch, files, inout, options
@@ -59,8 +59,12 @@ def verify(sources: tuple[str, ...], recursive: bool, limits: Limits, machine: o
 @click.option("--bits", is_flag=True, help="Decode the files and show where their bits went.")
 @options.computing
 def info(sources: tuple[str, ...], recursive: bool, as_json: bool, bits: bool, machine: options.Machine) -> None:
-    """Show what .vae files hold, without decoding them: files, folders, quoted patterns, or - for standard input."""
-    from ..info import read_info
+    """Show what .vae files hold, without decoding them: files, folders, quoted patterns, or - for standard input.
+
+    Of a file that ends early, what decompress --preview draws, this and how much of it is there are shown before it
+    fails.
+    """
+    from ..info import read_info, what_is_there
 
     if not bits:
         refuse_machine("--bits")
@@ -70,22 +74,25 @@ def info(sources: tuple[str, ...], recursive: bool, as_json: bool, bits: bool, m
 
     def show(job: files.Job) -> None:
         data = inout.read(job.source)
-        facts = asdict(read_info(data))
-        account = codec.account(data) if codec else {}
+        facts, there = asdict(read_info(data, preview=True)), what_is_there(data)
+        found: dict[str, Any] = {}
+        if codec and not there:
+            found = {"arithmetic": codec.arithmetic(data), "bits": codec.account(data)}
         if as_json:
             name = {"file": str(job.source)} if several else {}
-            found = {"arithmetic": codec.arithmetic(data), "bits": account} if codec else {}
             click.echo(json.dumps(name | facts | found))
-            return
-        if several:
-            click.echo(f"{folders.shown(str(job.source))}:")
-        for key, value in facts.items():
-            click.echo(f"{key:9} {value}")
-        if codec:
-            click.echo(f"decoded   in {codec.arithmetic(data)}")
-        samples = facts["width"] * facts["height"] * len(facts["mode"].split(";")[0].replace("I", "L"))
-        for key, value in account.items():
-            click.echo(f"{key:22} {value:14.1f} bits {value / samples:9.5f} a sample {value / len(data) / 8:8.2%}")
+        else:
+            if several:
+                click.echo(f"{folders.shown(str(job.source))}:")
+            for key, value in facts.items():
+                click.echo(f"{key:9} {value}")
+            if found:
+                click.echo(f"decoded   in {found['arithmetic']}")
+            samples = facts["width"] * facts["height"] * len(facts["mode"].split(";")[0].replace("I", "L"))
+            for key, value in found.get("bits", {}).items():
+                click.echo(f"{key:22} {value:14.1f} bits {value / samples:9.5f} a sample {value / len(data) / 8:8.2%}")
+        if there:
+            raise TruncatedError(f"cut off: {there}")
 
     batch.each(plan, show)
 
