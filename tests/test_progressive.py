@@ -328,7 +328,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         assert shown.size == (90, 70)
     cut.write_bytes((tmp_path / "y.vae").read_bytes()[:-9])
     result = cli("decompress", cut, "-o", tmp_path / "y.png", "--preview", "--quiet", *BOTH)
-    assert result.exit_code == 0 and result.stderr.endswith("bytes, 0 of 1 tiles\n")
+    assert result.exit_code == 0 and result.stderr.endswith("bytes, nothing of the picture is there yet\n")
     cut.write_bytes(file.read_bytes()[: ends[2]])
     result = cli("decompress", file, "-o", tmp_path / "whole.png", "--preview", "--quiet", *BOTH)
     assert result.exit_code == 0 and result.stderr == ""
@@ -337,6 +337,22 @@ def test_the_command_line(tmp_path: Path) -> None:
     cut.write_bytes(file.read_bytes()[:60])
     assert cli("decompress", cut, "-o", tmp_path / "no.png", "--preview", *BOTH).exit_code == 3
     assert not (tmp_path / "no.png").exists()
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_preview_of_nothing(files: Files, tmp_path: Path, lossless: bool) -> None:
+    cut, target = tmp_path / "cut.vae", tmp_path / "cut.png"
+    for number, data in enumerate(files[lossless, "RGB"]):
+        file = unpack(data)
+        start = len(data) - sum(len(tile.words) for tile in file.tiles)
+        first = 4 * file.tiles[0].parts[0] if number else len(file.tiles[0].words)
+        for end, nothing in ((start, True), (start + first - 1, True), (start + first, False)):
+            cut.write_bytes(data[:end])
+            result = cli("decompress", cut, "-o", target, "--preview", "--quiet", *BOTH)
+            assert result.exit_code == 0 and target.exists()
+            assert result.stderr.startswith(f"vaecodec: {cut}: {end} of {len(data)} bytes, ")
+            assert result.stderr.count("\n") == 1
+            assert result.stderr.endswith(" nothing of the picture is there yet\n") == nothing
 
 
 def test_info_of_what_is_cut_off(files: Files, tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def what_is_there(data: bytes) -> str:
     *ends, size = container.ends
     if len(data) == size:
         return ""
-    if ends:
+    if not any(tile.held is None or tile.words for tile in container.tiles):
+        parts = "nothing of the picture is there yet"
+    elif ends:
         parts = f"preview {sum(end <= len(data) for end in ends)} of {len(ends)}"
     else:
         parts = f"{sum(tile.held is None for tile in container.tiles)} of {len(container.tiles)} tiles"
