@@ -12,7 +12,7 @@ from PIL import Image
 
 import vaecodec.codec
 from bitstream import CorruptError
-from vaecodec import Codec, __version__
+from vaecodec import Codec, __version__, read_info
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -276,6 +276,8 @@ def test_wrong_usage_of_decompress(packed: Path, arguments: list[str], monkeypat
     [
         ("info", "file.vae", "--weights", TINY),
         ("info", "file.vae", "--device", "cpu"),
+        ("compress", "in.png", "--lossless", "--fast", "--engine", "torch"),
+        ("compress", "in.png", "--lossless", "--fast", "--weights", TINY),
         ("compare", "in.png", "in.png", *CPU),
     ],
 )
@@ -283,6 +285,13 @@ def test_options_without_an_effect(packed: Path, arguments: list[str], monkeypat
     monkeypatch.chdir(packed.parent)
     result = cli(*arguments)
     assert result.exit_code == 2 and "has no effect" in result.stderr
+
+
+def test_where_to_run_what_needs_no_networks(folder: Path) -> None:
+    """Scripts say it for all pictures alike, and how deep those of more than 8 bits are."""
+    options = ("--lossless", "--fast", *CPU, "--threads", "1", "--engine", "auto", "--depth", "12")
+    assert cli("compress", folder / "in.png", *options).exit_code == 0
+    assert read_info(folder / "in.vae").depth == 8
 
 
 def test_no_arguments() -> None:
