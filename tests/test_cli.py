@@ -294,6 +294,24 @@ def test_where_to_run_what_needs_no_networks(folder: Path) -> None:
     assert read_info(folder / "in.vae").depth == 8
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compress", "in.png"),
+        ("decompress", "file.vae", "-o", "out.png"),
+        ("verify", "file.vae", "file.vae"),
+        ("info", "file.vae", "--bits"),
+        ("compare", "in.png", "file.vae"),
+    ],
+)
+def test_a_coder_that_is_not_there(packed: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(packed.parent)
+    monkeypatch.setenv("VAECODEC_CODER", "quick")
+    result = cli(*arguments)
+    check_failure(result, 2, "vaecodec: VAECODEC_CODER is 'quick'; constriction or numpy expected")
+    assert names(packed.parent) == ["file.vae", "in.png"]
+
+
 def test_no_arguments() -> None:
     assert cli("compress").exit_code == 2 and cli("frobnicate").exit_code == 2
 
