@@ -149,6 +149,12 @@ def test_info(packed: Path, tiny: Codec) -> None:
     assert all(str(value) in text for value in facts.values())
 
 
+def test_info_of_a_file_without_networks(folder: Path) -> None:
+    assert cli("compress", folder / "in.png", "--lossless", "--fast").exit_code == 0
+    assert "model     no weights are needed\n" in cli("info", folder / "in.vae").stdout
+    assert json.loads(cli("info", "--json", folder / "in.vae").stdout)["model"] is None
+
+
 def test_metadata_survives_both_commands(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

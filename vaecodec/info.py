@@ -28,9 +28,10 @@ class Info:
 
     kind: "lossy" or "lossless". width, height: pixels. mode: Pillow's name, or "RGB;16" and "RGBA;16". depth: bits a
     sample. quality: 0 to 100, None if lossless. tile: side of a tile in pixels; tiles: how many there are. model: the
-    weights that decode it, as hexadecimal digits. bytes: size of the file, as far as it is there; bpp: in bits a pixel.
-    missing: bytes that are cut off. previews: of a progressive file, after how many bytes each preview of the whole
-    picture becomes possible. metadata: bytes of each section, "exif", "iccp", "xmp", "iptc", "png", "gain".
+    weights that decode it, as hexadecimal digits, None if it was made without any. bytes: size of the file, as far as
+    it is there; bpp: in bits a pixel. missing: bytes that are cut off. previews: of a progressive file, after how many
+    bytes each preview of the whole picture becomes possible. metadata: bytes of each section, "exif", "iccp", "xmp",
+    "iptc", "png", "gain".
     """
 
     kind: str
@@ -41,7 +42,7 @@ class Info:
     quality: float | None
     tile: int
     tiles: int
-    model: str
+    model: str | None
     bytes: int
     bpp: float
     missing: int
@@ -67,7 +68,7 @@ def read_info(source: Source, *, preview: bool = False) -> Info:
         quality=header.quality / 100 if header.kind == Kind.LOSSY else None,
         tile=header.tile,
         tiles=header.tile_count,
-        model=header.model.hex(),
+        model=header.model.hex() if header.model != bytes(16) else None,
         bytes=len(data),
         bpp=round(8 * len(data) / (header.width * header.height), 4),
         missing=container.ends[-1] - len(data),

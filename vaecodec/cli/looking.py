@@ -84,7 +84,7 @@ def info(sources: tuple[str, ...], recursive: bool, as_json: bool, bits: bool, m
         else:
             if several:
                 click.echo(f"{folders.shown(str(job.source))}:")
-            for key, value in facts.items():
+            for key, value in (facts | {"model": facts["model"] or "no weights are needed"}).items():
                 click.echo(f"{key:9} {value}")
             if found:
                 click.echo(f"decoded   in {found['arithmetic']}")
