@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bitstream import MAGIC, Limits, TruncatedError, read_header, unpack
+from bitstream import MAGIC, Limits, TruncatedError, VaeError, read_header, unpack
 
 from .. import __version__, folders
 from . import batch, files, inout, options
-from .group import main
+from .group import fail, main
 from .pictures import picture_in
 
 if TYPE_CHECKING:
@@ -118,14 +118,20 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
 
     codec = machine.codec() if packed else None
 
-    def shown(data: bytes) -> Image | DeepPicture:
+    def shown(path: Path, data: bytes) -> Image | DeepPicture:
         if codec is None or data not in packed:
-            return picture_in(io.BytesIO(data))
+            return picture_in(io.BytesIO(data), suffix=path.suffix)
         if (depth := read_header(data).depth) > 8:
             return DeepPicture.of(codec.decode_array(data), depth, unpack(data).sections)
         return codec.decompress(data)
 
-    pictures = [shown(data) for data in contents]
+    pictures = list["Image | DeepPicture"]()
+    for path, data in zip((a, b), contents, strict=True):
+        try:
+            pictures.append(shown(path, data))
+        except (VaeError, MemoryError) as error:
+            message = batch.described(error, files.Job(path, path))
+            fail(f"{path}: {message}", error.exit_code if isinstance(error, VaeError) else 1)
     likeness = measured(*pictures)
     bpp = 8 * len(packed[-1]) / (pictures[0].width * pictures[0].height) if packed else None
     if as_json:
