@@ -56,10 +56,13 @@ class Lanes(Protocol):
 
 
 def kind_of_lanes() -> type[Lanes]:
-    """What codes: constriction where it is installed, unless the environment asks for numpy."""
+    """What codes: constriction where it is installed, unless the environment asks for numpy. Raises ValueError if it
+    asks for what is not there."""
     name = os.environ.get("VAECODEC_CODER", "constriction" if constriction else "numpy")
     if name not in ("constriction", "numpy"):
         raise ValueError(f"VAECODEC_CODER is {name!r}; constriction or numpy expected")
+    if name == "constriction" and constriction is None:
+        raise ValueError("VAECODEC_CODER is 'constriction', which is not installed")
     return NativeLanes if name == "constriction" else NumpyLanes
 
 

@@ -380,6 +380,23 @@ def test_compare(packed: Path, tiny: Codec) -> None:
     assert result.exit_code == 1 and "70 x 50 and 50 x 70" in result.stderr
 
 
+def test_compare_names_the_file_that_fails(packed: Path) -> None:
+    whole, text, missing = (packed.with_name(name) for name in ("in.png", "text.png", "missing.png"))
+    cut = packed.with_name("cut.vae")
+    picture(40, 30).save(whole)
+    text.write_bytes(b"hello")
+    cut.write_bytes(packed.read_bytes()[:-1])
+    for failing, code, words in (
+        (text, 1, "not a picture that Pillow reads"),
+        (cut, 3, "file ends within the tiles"),
+        (missing, 1, "No such file or directory"),
+    ):
+        for pair in ((whole, failing), (failing, packed)):
+            result = cli("compare", *pair, *(TINY_CPU if packed in pair else ()))
+            assert (result.exit_code, result.stdout) == (code, "")
+            assert result.stderr == f"vaecodec: {failing}: {words}\n"
+
+
 def test_targets(tmp_path: Path) -> None:
     picture(96, 64).save(tmp_path / "in.png")
     compress = ("compress", tmp_path / "in.png", "--overwrite", *TINY_CPU)

@@ -12,7 +12,7 @@ from PIL import Image
 
 import vaecodec.codec
 from bitstream import CorruptError
-from vaecodec import Codec, __version__
+from vaecodec import Codec, __version__, read_info
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -149,6 +149,12 @@ def test_info(packed: Path, tiny: Codec) -> None:
     assert all(str(value) in text for value in facts.values())
 
 
+def test_info_of_a_file_without_networks(folder: Path) -> None:
+    assert cli("compress", folder / "in.png", "--lossless", "--fast").exit_code == 0
+    assert "model     no weights are needed\n" in cli("info", folder / "in.vae").stdout
+    assert json.loads(cli("info", "--json", folder / "in.vae").stdout)["model"] is None
+
+
 def test_metadata_survives_both_commands(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -276,6 +282,8 @@ def test_wrong_usage_of_decompress(packed: Path, arguments: list[str], monkeypat
     [
         ("info", "file.vae", "--weights", TINY),
         ("info", "file.vae", "--device", "cpu"),
+        ("compress", "in.png", "--lossless", "--fast", "--engine", "torch"),
+        ("compress", "in.png", "--lossless", "--fast", "--weights", TINY),
         ("compare", "in.png", "in.png", *CPU),
     ],
 )
@@ -283,6 +291,31 @@ def test_options_without_an_effect(packed: Path, arguments: list[str], monkeypat
     monkeypatch.chdir(packed.parent)
     result = cli(*arguments)
     assert result.exit_code == 2 and "has no effect" in result.stderr
+
+
+def test_where_to_run_what_needs_no_networks(folder: Path) -> None:
+    """Scripts say it for all pictures alike, and how deep those of more than 8 bits are."""
+    options = ("--lossless", "--fast", *CPU, "--threads", "1", "--engine", "auto", "--depth", "12")
+    assert cli("compress", folder / "in.png", *options).exit_code == 0
+    assert read_info(folder / "in.vae").depth == 8
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compress", "in.png"),
+        ("decompress", "file.vae", "-o", "out.png"),
+        ("verify", "file.vae", "file.vae"),
+        ("info", "file.vae", "--bits"),
+        ("compare", "in.png", "file.vae"),
+    ],
+)
+def test_a_coder_that_is_not_there(packed: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(packed.parent)
+    monkeypatch.setenv("VAECODEC_CODER", "quick")
+    result = cli(*arguments)
+    check_failure(result, 2, "vaecodec: VAECODEC_CODER is 'quick'; constriction or numpy expected")
+    assert names(packed.parent) == ["file.vae", "in.png"]
 
 
 def test_no_arguments() -> None:

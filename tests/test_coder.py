@@ -282,3 +282,6 @@ def test_choice_of_coder(monkeypatch: pytest.MonkeyPatch) -> None:
     stack = AnsStack()
     stack.push(np.array([3]), gaussian_tables([1.0], escape=True), np.array([0]))
     assert not stack.is_empty()
+    monkeypatch.setenv("VAECODEC_CODER", "constriction")
+    with pytest.raises(ValueError, match="not installed"):
+        AnsStack()

@@ -2,12 +2,13 @@
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
 
@@ -327,7 +328,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         assert shown.size == (90, 70)
     cut.write_bytes((tmp_path / "y.vae").read_bytes()[:-9])
     result = cli("decompress", cut, "-o", tmp_path / "y.png", "--preview", "--quiet", *BOTH)
-    assert result.exit_code == 0 and result.stderr.endswith("bytes, whole tiles only\n")
+    assert result.exit_code == 0 and result.stderr.endswith("bytes, nothing of the picture is there yet\n")
     cut.write_bytes(file.read_bytes()[: ends[2]])
     result = cli("decompress", file, "-o", tmp_path / "whole.png", "--preview", "--quiet", *BOTH)
     assert result.exit_code == 0 and result.stderr == ""
@@ -336,6 +337,45 @@ def test_the_command_line(tmp_path: Path) -> None:
     cut.write_bytes(file.read_bytes()[:60])
     assert cli("decompress", cut, "-o", tmp_path / "no.png", "--preview", *BOTH).exit_code == 3
     assert not (tmp_path / "no.png").exists()
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_preview_of_nothing(files: Files, tmp_path: Path, lossless: bool) -> None:
+    cut, target = tmp_path / "cut.vae", tmp_path / "cut.png"
+    for number, data in enumerate(files[lossless, "RGB"]):
+        file = unpack(data)
+        start = len(data) - sum(len(tile.words) for tile in file.tiles)
+        first = 4 * file.tiles[0].parts[0] if number else len(file.tiles[0].words)
+        for end, nothing in ((start, True), (start + first - 1, True), (start + first, False)):
+            cut.write_bytes(data[:end])
+            result = cli("decompress", cut, "-o", target, "--preview", "--quiet", *BOTH)
+            assert result.exit_code == 0 and target.exists()
+            assert result.stderr.startswith(f"vaecodec: {cut}: {end} of {len(data)} bytes, ")
+            assert result.stderr.count("\n") == 1
+            assert result.stderr.endswith(" nothing of the picture is there yet\n") == nothing
+
+
+def test_info_of_what_is_cut_off(files: Files, tmp_path: Path) -> None:
+    plain, progressive = files[False, "RGB"]
+    path, (*ends, _) = tmp_path / "x.vae", unpack(progressive).ends
+    count = sum(end <= ends[3] for end in ends)  # some parts are empty
+    for data, size, parts in (
+        (plain[:-1], len(plain), "5 of 6 tiles"),
+        (progressive[: ends[3]], len(progressive), f"preview {count} of {len(ends)}"),
+    ):
+        path.write_bytes(data)
+        for options in ((), ("--bits", *BOTH)):
+            result = cli("info", path, *options)
+            assert result.exit_code == 3 and "width     150\n" in result.stdout
+            assert f"missing   {size - len(data)}\n" in result.stdout and "decoded" not in result.stdout
+            assert result.stderr == f"vaecodec: {path}: cut off: {len(data)} of {size} bytes, {parts}\n"
+        result = cli("info", path, "--json")
+        assert result.exit_code == 3 and json.loads(result.stdout) == asdict(read_info(path, preview=True))
+        with pytest.raises(TruncatedError):
+            read_info(path)
+    path.write_bytes(plain[:60])
+    result = cli("info", path)
+    assert result.exit_code == 3 and result.stdout == "" and "ends within section" in result.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="waits for no pipe")

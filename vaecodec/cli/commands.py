@@ -61,7 +61,8 @@ if TYPE_CHECKING:
 @click.option(
     "--depth",
     type=click.IntRange(9, 16),
-    help="Bits in use of 16-bit samples. Default: what the file says, or else what its largest sample takes.",
+    help="Bits in use of 16-bit samples; pictures of 8 bits keep those. Default: what the file says, or else what its "
+    "largest sample takes.",
 )
 @click.option("--verify/--no-verify", default=True, help="Decode the written file before it takes its name.")
 @options.MAX_PIXELS
@@ -102,8 +103,11 @@ def compress(
         raise click.UsageError("--lossless, --visually-lossless, --quality and the targets exclude each other")
     if fast and not lossless:
         raise click.UsageError("--fast is for --lossless")
-    if fast and (effort or progressive):
-        raise click.UsageError(f"--{'effort' if effort else 'progressive'} has no effect with --fast")
+    chosen = machine.engine != "auto"
+    of_networks = {"effort": effort, "progressive": progressive, "engine": chosen, "weights": machine.weights}
+    useless = [name for name, value in of_networks.items() if value]
+    if fast and useless:
+        raise click.UsageError(f"--{useless[0]} has no effect with --fast")
     if best_effort and not (targets or visually_lossless):
         raise click.UsageError("--best-effort is for targets")
     seen = visually_lossless or target_ssimulacra2 is not None
@@ -226,6 +230,7 @@ def decompress(
         raise click.BadParameter(f"{format!r} is no suffix", param_hint="--format")
 
     from ..image import ImageError
+    from ..info import what_is_there
     from ..saving import encode_picture, picture_format
 
     suffix = Path(str(output)).suffix if own_name else f".{(format or 'png').lstrip('.')}"
@@ -263,9 +268,7 @@ def decompress(
                 picture = reduced(picture, int(downsample))
             read, said = len(data), list[str]()
             if preview:
-                *ends, size = unpack(data, limits, preview=True).ends
-                shown = f"preview {sum(end <= read for end in ends)} of {len(ends)}" if ends else "whole tiles only"
-                said += [f"{read} of {size} bytes, {shown}"] if read < size else []
+                said += filter(None, [what_is_there(data)])
             del data  # a large picture leaves no room for it
             encoded, lost = encode_picture(
                 picture, encoding, depth=header.depth, lossy=lossy_output, background=background

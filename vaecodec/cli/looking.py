@@ -9,16 +9,16 @@ import math
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from bitstream import MAGIC, Limits, read_header, unpack
+from bitstream import MAGIC, Limits, TruncatedError, VaeError, read_header, unpack
 
 from .. import __version__, folders
 from . import batch, files, inout, options
-from .group import main
+from .group import fail, main
 from .pictures import picture_in
 
 if TYPE_CHECKING:
@@ -59,8 +59,12 @@ def verify(sources: tuple[str, ...], recursive: bool, limits: Limits, machine: o
 @click.option("--bits", is_flag=True, help="Decode the files and show where their bits went.")
 @options.computing
 def info(sources: tuple[str, ...], recursive: bool, as_json: bool, bits: bool, machine: options.Machine) -> None:
-    """Show what .vae files hold, without decoding them: files, folders, quoted patterns, or - for standard input."""
-    from ..info import read_info
+    """Show what .vae files hold, without decoding them: files, folders, quoted patterns, or - for standard input.
+
+    Of a file that ends early, what decompress --preview draws, this and how much of it is there are shown before it
+    fails.
+    """
+    from ..info import read_info, what_is_there
 
     if not bits:
         refuse_machine("--bits")
@@ -70,22 +74,25 @@ def info(sources: tuple[str, ...], recursive: bool, as_json: bool, bits: bool, m
 
     def show(job: files.Job) -> None:
         data = inout.read(job.source)
-        facts = asdict(read_info(data))
-        account = codec.account(data) if codec else {}
+        facts, there = asdict(read_info(data, preview=True)), what_is_there(data)
+        found: dict[str, Any] = {}
+        if codec and not there:
+            found = {"arithmetic": codec.arithmetic(data), "bits": codec.account(data)}
         if as_json:
             name = {"file": str(job.source)} if several else {}
-            found = {"arithmetic": codec.arithmetic(data), "bits": account} if codec else {}
             click.echo(json.dumps(name | facts | found))
-            return
-        if several:
-            click.echo(f"{folders.shown(str(job.source))}:")
-        for key, value in facts.items():
-            click.echo(f"{key:9} {value}")
-        if codec:
-            click.echo(f"decoded   in {codec.arithmetic(data)}")
-        samples = facts["width"] * facts["height"] * len(facts["mode"].split(";")[0].replace("I", "L"))
-        for key, value in account.items():
-            click.echo(f"{key:22} {value:14.1f} bits {value / samples:9.5f} a sample {value / len(data) / 8:8.2%}")
+        else:
+            if several:
+                click.echo(f"{folders.shown(str(job.source))}:")
+            for key, value in (facts | {"model": facts["model"] or "no weights are needed"}).items():
+                click.echo(f"{key:9} {value}")
+            if found:
+                click.echo(f"decoded   in {found['arithmetic']}")
+            samples = facts["width"] * facts["height"] * len(facts["mode"].split(";")[0].replace("I", "L"))
+            for key, value in found.get("bits", {}).items():
+                click.echo(f"{key:22} {value:14.1f} bits {value / samples:9.5f} a sample {value / len(data) / 8:8.2%}")
+        if there:
+            raise TruncatedError(f"cut off: {there}")
 
     batch.each(plan, show)
 
@@ -111,14 +118,20 @@ def compare(a: Path, b: Path, as_json: bool, machine: options.Machine) -> None:
 
     codec = machine.codec() if packed else None
 
-    def shown(data: bytes) -> Image | DeepPicture:
+    def shown(path: Path, data: bytes) -> Image | DeepPicture:
         if codec is None or data not in packed:
-            return picture_in(io.BytesIO(data))
+            return picture_in(io.BytesIO(data), suffix=path.suffix)
         if (depth := read_header(data).depth) > 8:
             return DeepPicture.of(codec.decode_array(data), depth, unpack(data).sections)
         return codec.decompress(data)
 
-    pictures = [shown(data) for data in contents]
+    pictures = list["Image | DeepPicture"]()
+    for path, data in zip((a, b), contents, strict=True):
+        try:
+            pictures.append(shown(path, data))
+        except (VaeError, MemoryError) as error:
+            message = batch.described(error, files.Job(path, path))
+            fail(f"{path}: {message}", error.exit_code if isinstance(error, VaeError) else 1)
     likeness = measured(*pictures)
     bpp = 8 * len(packed[-1]) / (pictures[0].width * pictures[0].height) if packed else None
     if as_json:

@@ -16,6 +16,7 @@ from bitstream import Limits
 
 from .. import folders
 from . import files
+from .group import fail
 
 if TYPE_CHECKING:
     from ..codec import Codec
@@ -91,10 +92,16 @@ class Machine:
 
     def codec(self, kind: str | None = None) -> Codec:
         """kind: "lossy" or "lossless", where no other weights are of use. Raises WeightsError if they are others."""
+        from bitstream.rans import kind_of_lanes
+
         from ..codec import Codec
         from ..engines import use_threads
         from ..weights import WeightsError, about
 
+        try:
+            kind_of_lanes()
+        except ValueError as error:  # a setting of the environment
+            fail(str(error), 2)
         if self.threads:
             use_threads(self.threads)
         try:
