@@ -125,7 +125,7 @@ def test_junk_is_refused(junk: bytes, at: int) -> None:
         (b"", TruncatedError, "header"),
         (b"\x89PNG\r\n\x1a\n", CorruptError, "not a .vae file"),
         (FILE.replace(b"\r\n", b"\n", 1), CorruptError, "not a .vae file"),
-        (MAGIC + b"\x00\x04", VersionError, "newer"),
+        (MAGIC + b"\x00\x05", VersionError, "newer"),
         (patched(8, "B", 1), VersionError, "newer"),
         (patched(9, "B", 0), CorruptError, "checksum"),
         (patched(10, "B", 4), VersionError, "kind 4"),

@@ -221,10 +221,10 @@ class Phase {
     return popUnder(walk, mean, scale.map((i) => moved[i]), shape);
   }
 
-  /** What the phase is predicted from, at most 255. @param {number} row @param {number} column */
+  /** What the phase is predicted from. @param {number} row @param {number} column */
   activations(row, column) {
     const at = ((row + 1) * this.w + column) * this.state.w;
-    return this.state.data.subarray(at, at + this.width).map((x) => Math.min(x, 255));
+    return this.state.data.subarray(at, at + this.width);
   }
 
   /** @param {number} k @param {number} top @param {number} rows @param {number} index
