@@ -314,7 +314,7 @@ def test_size() -> None:
     """Of the code; types and comments make it a quarter longer."""
     code = "".join(path.read_text() for path in sorted(WEB.glob("*.js")))
     code = re.sub(r"/\*\*.*?\*/|\s//\s.*?$", "", code, flags=re.DOTALL | re.MULTILINE)
-    assert 50_000 < sum(len(line) + 1 for line in code.splitlines() if line.strip()) < 85_000
+    assert 50_000 < sum(len(line) + 1 for line in code.splitlines() if line.strip()) < 86_000
 
 
 @needs("typescript")

@@ -95,11 +95,11 @@ export class Passes {
         const count = neighbours.length / 4 + colour + BESIDE[letter].length;
         const stated = mode === 2 ? walk.coder.values(WEIGHTS, new Uint8Array(count)) : null;
         const name = `decoder.refine.${this.level}.${letter}.${colour}.${pass}`;
-        const refiner = new Refiner(walk, name);
+        const refined = refinerOf(walk, name);
         places.forEach((n, at) => {
           const place = { n, row: Math.floor(n / w) + 1, column: (n % w) + 1, mean: m[at], scale: i[at], shape: k[at] };
           const { inputs, weighed } = this.around(letter, colour, neighbours, place, steps, often);
-          const o = refiner.outputs(inputs, activations(n));
+          const o = refined(inputs, activations(n));
           if (stated) o[0] += 32 * weighed.reduce((sum, f, j) => sum + f * stated[j], 0);
           m[at] = clamp(m[at] + ((clamp((o[0] + 32) >> 6, -1024, 1024) * UNITS[i[at]] + 2048) >> 12), 0, 2040);
           i[at] = clamp(i[at] + ((o[1] + 2048) >> 12), 0, 39);
@@ -168,28 +168,23 @@ export class Passes {
   }
 }
 
-/** A network of two hidden layers, in arrays that every sample uses again: most of a picture's time is spent here. */
-class Refiner {
-  /** @param {Walk} walk @param {string} name */
-  constructor({ weights }, name) {
-    const tensor = (/** @type {string} */ part) => Int32Array.from(weights.tensor(`${name}.${part}`));
-    this.layers = [1, 2, 3].map((layer) => ({ weights: tensor(`w_${layer}`), biases: tensor(`b_${layer}`) }));
-    this.values = [this.layers[0].weights.length / this.layers[0].biases.length, ...this.layers.map((each) => each.biases.length)]
-      .map((size) => new Int32Array(size));
-  }
-
-  /** @param {number[]} inputs @param {ArrayLike<number>} activations */
-  outputs(inputs, activations) {
-    this.values[0].set(inputs);
-    for (let i = 0, at = inputs.length; i < activations.length; i++, at++) this.values[0][at] = Math.min(activations[i], 255);
-    this.layers.forEach(({ weights, biases }, layer) => {
-      const [from, to] = [this.values[layer], this.values[layer + 1]];
-      for (let j = 0, at = 0; j < to.length; j++) {
-        let sum = biases[j];
-        for (let i = 0; i < from.length; i++) sum = (sum + Math.imul(weights[at++], from[i])) | 0;
-        to[j] = layer === 2 ? sum : clamp(sum >> (8 + layer), 0, 255);
+/** A network of two hidden layers. All samples use the same arrays: here most of a picture's time is spent.
+ *  @param {Walk} walk @param {string} name */
+function refinerOf({ weights }, name) {
+  const layers = [1, 2, 3].map((n) => ["w", "b"].map((part) => Int32Array.from(weights.tensor(`${name}.${part}_${n}`))));
+  const values = [layers[0][0].length / layers[0][1].length, ...layers.map(([, b]) => b.length)].map((n) => new Int32Array(n));
+  return (/** @type {number[]} */ inputs, /** @type {ArrayLike<number>} */ activations) => {
+    values[0].set(inputs);
+    values[0].set(activations, inputs.length);
+    for (let i = inputs.length; i < values[0].length; i++) if (values[0][i] > 255) values[0][i] = 255;
+    layers.forEach(([w, b], layer) => {
+      const [from, to] = [values[layer], values[layer + 1]];
+      for (let j = 0, at = 0; j < b.length; j++) {
+        let sum = b[j];
+        for (let i = 0; i < from.length; i++) sum = (sum + Math.imul(w[at++], from[i])) | 0;
+        to[j] = layer < 2 ? clamp(sum >> (8 + layer), 0, 255) : sum;
       }
     });
-    return this.values[3];
-  }
+    return values[3];
+  };
 }
