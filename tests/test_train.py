@@ -238,7 +238,7 @@ def test_two_processes_follow_the_losses_of_one(data: Path, tmp_path: Path, conf
     two = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert len(one) == 8 and two[0] == two[1]
     assert two[0][0] == pytest.approx(one[0], rel=1e-6)  # the same weights, crops and noise
-    assert two[0] == pytest.approx(one, rel=1e-3)  # gradients are summed in another order, in half precision
+    assert two[0] == pytest.approx(one, rel=5e-3)  # gradients are summed in another order, in half precision
 
 
 @needs_distributed
