@@ -103,7 +103,9 @@ class Tables:
     def entry_bits(self) -> NDArray[np.float64]:
         """float64 [entries of all tables]: what each costs in bits, in steps of 2**-20: sums of many are exact."""
         bits: NDArray[np.float64] = PRECISION - np.log2(np.concatenate(self.counts))
-        return np.rint(bits * 2**20) / 2**20
+        whole: NDArray[np.float64] = np.rint(bits * 2**20)
+        whole /= 2**20
+        return whole
 
     @cached_property
     def costs(self) -> NDArray[np.int64]:

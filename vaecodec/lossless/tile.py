@@ -397,7 +397,8 @@ class Network:
         """The colours of one phase, of which ``size``, rows and columns, lie inside the picture; samples that do not
         are taken from ``outside``. Returns samples [3, h, w]. begin: makes the passes of a colour, where there are
         any, of its prediction and usage."""
-        x, (rows, columns) = outside + 0, size
+        x: Bytes = cast(outside + 0, np.uint8)
+        rows, columns = size
         for k, c in enumerate(CHANNEL_ORDER):
             prediction = state.predict()[:, :rows, :columns]
             inside = x[c, :rows, :columns]
