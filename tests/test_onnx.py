@@ -20,6 +20,8 @@ from vaecodec.lossy.model import Synthesis
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+from vaecodec.lossy.engine import KERNELS, LossyNetworks
+
 LIMIT = np.float32(STREAM_MAX * STREAM_UNIT)
 
 
@@ -118,6 +120,8 @@ def synthesis(g_s: Synthesis, quality: Tensor, saturating: bool) -> Any:
 
 @pytest.mark.parametrize("saturating", [False, True], ids=["default kernels", "kernels for AVX2"])
 def test_integer_kernels_give_the_same_pixels(shipped: Any, saturating: bool) -> None:
+    if not saturating and LossyNetworks(shipped).kernel != next(iter(KERNELS)):
+        pytest.skip("the default kernels saturate on this machine, and the self-test passes them over")
     weights = Codec("cpu", shipped, engine="torch").lossy
     g_s, generator = weights.model.g_s, torch.Generator().manual_seed(0)
     channels, shape = weights.model.config.latent, (1, weights.model.config.latent, 6, 9)
