@@ -20,7 +20,7 @@ from vaecodec.lossy.model import Synthesis
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from vaecodec.lossy.engine import KERNELS, LossyNetworks
+from vaecodec.lossy.engine import KERNELS, LossyNetworks  # noqa: E402
 
 LIMIT = np.float32(STREAM_MAX * STREAM_UNIT)
 
