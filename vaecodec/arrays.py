@@ -21,10 +21,15 @@ def put(x: NDArray[Any], like: Any) -> Any:
     """An array, where ``like`` is."""
     if on_host(like):
         return x
+    return moved(x, like.device)
+
+
+def moved(x: NDArray[Any], device: Any) -> Any:
+    """A tensor of an array on a device."""
     import torch
 
     # What is not pinned is copied before this returns, so that nobody need wait for the device.
-    return torch.from_numpy(np.ascontiguousarray(x)).to(like.device, non_blocking=True)
+    return torch.from_numpy(np.ascontiguousarray(x)).to(device, non_blocking=True)
 
 
 _constants: dict[tuple[int, Any], Any] = {}

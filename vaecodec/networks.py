@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from bitstream import AnsStack, Tables
 
+from .arrays import get, moved
 from .engines import installed
 from .exact import ExactConv
 from .together import Gathering, at_once, one_by_one
@@ -79,12 +80,9 @@ class OnDevice:
         return DeviceStack(self.device, data, lanes)
 
     def put(self, x: NDArray[Any]) -> Any:
-        # What is not pinned is copied before this returns, so that nobody need wait for the device.
-        return torch.from_numpy(np.ascontiguousarray(x)).to(self.device, non_blocking=True) if self.codes else x
+        return moved(x, self.device) if self.codes else x
 
-    def get(self, x: Any) -> NDArray[Any]:
-        array: NDArray[Any] = x.cpu().numpy() if isinstance(x, Tensor) else x
-        return array
+    get = staticmethod(get)
 
     def symbols(self, x: Tensor) -> Any:
         """Whole numbers [C, H, W] as coders take them."""
